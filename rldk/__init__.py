@@ -1,0 +1,39 @@
+"""rldk: the flight recorder and smoke detector for TRL training.
+
+Importing it imports no torch, transformers or trl: reading logs works on a laptop.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .emit import EventWriter as EventWriter
+    from .ingest import ingest_runs as ingest_runs
+    from .integrations.trl import EventWriterCallback as EventWriterCallback
+    from .integrations.trl import RLDKCallback as RLDKCallback
+    from .rebuild import rebuild_run as rebuild_run
+
+__all__ = ["EventWriter", "EventWriterCallback", "RLDKCallback", "__version__", "ingest_runs", "rebuild_run"]
+
+_HOMES = {
+    "EventWriter": ".emit",
+    "EventWriterCallback": ".integrations.trl",
+    "RLDKCallback": ".integrations.trl",
+    "ingest_runs": ".ingest",
+    "rebuild_run": ".rebuild",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("rldk")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,46 @@
+"""Whole files: written so that a reader never sees half of one, read without trusting what is in them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+__all__ = ["read_object", "replace_bytes", "replace_json"]
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and moves it there in one step.
+
+    Raises:
+        OSError: If it cannot be written; what stood there before still stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, atomically. What JSON cannot say is written as its string.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+    replace_bytes(path, orjson.dumps(value, default=str, option=options))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is no file, or anything else in it."""
+    try:
+        content = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}

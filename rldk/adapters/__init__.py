@@ -1,0 +1,24 @@
+"""Formats of logs, one a file, found by discovery: path to events. Reads, and judges nothing."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from functools import lru_cache
+
+from .. import _registry
+from ._base import Adapter, sniff
+
+__all__ = ["Adapter", "formats", "sniff"]
+
+
+@lru_cache(maxsize=None)
+def formats() -> dict[str, type[Adapter]]:
+    """All formats by name, the most particular first."""
+    found = {
+        item
+        for module in _registry.modules_of(sys.modules[__name__])
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Adapter) and not inspect.isabstract(item)
+    }
+    return {adapter.name: adapter for adapter in sorted(found, key=lambda adapter: adapter.rank)}

@@ -1,0 +1,58 @@
+"""What an adapter is: a format of log, told by its first records, and read as events.
+
+An adapter yields events in the file's order and judges nothing. What is malformed it skips, and says how much.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..event import Event
+from ._lines import Damage, read_records
+
+__all__ = ["Adapter", "sniff"]
+
+_SNIFFED = 50
+
+
+class Adapter(ABC):
+    """A format.
+
+    Attributes:
+        name: As in `adapter_hint`.
+        rank: Order in which formats are tried, the most particular first.
+    """
+
+    name: ClassVar[str]
+    rank: ClassVar[int]
+
+    def __init__(self, path: Path, field_map: Mapping[str, str] | None = None) -> None:
+        self.path = path
+        self.field_map = dict(field_map or {})
+        self.damage = Damage(path)
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, path: Path, records: list[dict[str, Any]]) -> bool:
+        """Whether the file is of this format, from its first records (none, if it is not lines of JSON)."""
+
+    @abstractmethod
+    def events(self) -> Iterator[Event]:
+        """Yields the file's events.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+
+
+def sniff(path: Path) -> list[dict[str, Any]]:
+    """The first records of a file, if it is lines of JSON."""
+    records = []
+    for _, record in read_records(path, Damage(path)):
+        records.append(record)
+        if len(records) >= _SNIFFED:
+            break
+    return records

@@ -1,0 +1,118 @@
+"""Reading lines of JSON from files that have been through something.
+
+Malformed lines are skipped and counted, a torn last line is no error, and nothing in a file's bytes can raise
+anything but `OSError`. Reads a bounded block at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+__all__ = ["Damage", "parse", "read_records"]
+
+_BLOCK = 1 << 22
+_SHOWN = 5
+_BOM = b"\xef\xbb\xbf"
+
+
+class Damage:
+    """Counts malformed lines of one file, and remembers the numbers of the first few."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.first: list[int] = []
+
+    def add(self, line: int) -> None:
+        """Counts one."""
+        self.count += 1
+        if len(self.first) < _SHOWN:
+            self.first.append(line)
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.first) else ""
+        return f"{self.path}: {self.count} malformed (line {', '.join(map(str, self.first))}{more})"
+
+
+def parse(line: bytes) -> Any:
+    """Parses one line of JSON; bare NaN and Infinity, which Python writes, are accepted.
+
+    Raises:
+        ValueError: If it is no JSON.
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        # Only a line that could hold Python's NaN is worth a second, slower look.
+        if b"NaN" not in line and b"Infinity" not in line:
+            raise
+        try:
+            return json.loads(line.decode("utf-8"))
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+
+
+def read_records(path: Path, damage: Damage) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields line number and object for every line that holds a JSON object.
+
+    Blank lines are skipped silently. The last line, if it does not parse and has no newline, is torn: not counted.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    loads = orjson.loads
+    number = 0
+    rest = b""
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                number += 1
+                try:
+                    record = loads(line)
+                except orjson.JSONDecodeError:
+                    record = _slowly(line, number, damage)
+                    if record is None:
+                        continue
+                if type(record) is dict:
+                    yield number, record
+                else:
+                    damage.add(number)
+    if rest.strip():
+        try:
+            record = parse(rest.removeprefix(_BOM) if number == 0 else rest)
+        except ValueError:
+            return
+        if type(record) is dict:
+            yield number + 1, record
+        else:
+            damage.add(number + 1)
+
+
+def _slowly(line: bytes, number: int, damage: Damage) -> Any:
+    """A line that did not parse at once: blank, with a byte order mark, with a bare NaN, or malformed."""
+    if number == 1:
+        line = line.removeprefix(_BOM)
+    if not line.strip():
+        return None
+    try:
+        return parse(line)
+    except ValueError:
+        damage.add(number)
+        return None
+
+
+def whole_number(value: Any) -> int | None:
+    """A step as an int: from an int, or a float that is whole. None for anything else."""
+    if type(value) is int:
+        return value if abs(value) < 2**63 else None
+    if type(value) is float and math.isfinite(value) and value == int(value) and abs(value) < 2**63:
+        return int(value)
+    return None

@@ -1,0 +1,34 @@
+"""Flat trainer logs: one dictionary of raw metrics a line, as people dump `state.log_history` or `on_log`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..event import Event
+from ..vocabulary import Vocabulary, families, recognise
+from ._base import Adapter
+from ._flat import STEP_NAMES, flat_events
+from ._lines import read_records
+
+
+class FlatLines(Adapter):
+    """Lines with a step and at least one metric that a TRL trainer logs."""
+
+    name = "trl"
+    rank = 30
+
+    @classmethod
+    def recognises(cls, path: Path, records: list[dict[str, Any]]) -> bool:
+        """A step, and a trainer's keys or transformers' own."""
+        keys = {key for record in records for key in record}
+        if not keys.intersection(STEP_NAMES):
+            return False
+        family = recognise(keys)
+        generic = Vocabulary(families()["generic"]).table()
+        return family.name != "generic" or bool((keys | {key.removeprefix("eval_") for key in keys}) & generic.keys())
+
+    def events(self) -> Iterator[Event]:
+        """Yields an event a line."""
+        yield from flat_events(read_records(self.path, self.damage), self.damage.add, self.field_map)

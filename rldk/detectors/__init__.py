@@ -1,0 +1,78 @@
+"""Detectors, found by discovery: a new illness is a new file here.
+
+`make_detectors` builds the set for a run from the user's `alert_thresholds`. A detector that needs a threshold from
+the user (`needs_threshold`) is armed only if there is one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from .. import _registry
+from ..exceptions import ConfigurationError
+from ..metrics import nearest
+from ._base import ABSENT, FINE, WARMING, Answer, Detector, Example, Finding, State
+
+__all__ = [
+    "ABSENT", "FINE", "WARMING", "Answer", "Detector", "Example", "Finding", "State", "detector_classes",
+    "make_detectors",
+]
+
+
+@lru_cache(maxsize=None)
+def detector_classes() -> dict[str, type[Detector]]:
+    """All detectors by code, in the order of their codes."""
+    found = {}
+    for module in _registry.modules_of(sys.modules[__name__]):
+        for item in vars(module).values():
+            # Defined there, not imported: bases are no detectors.
+            if isinstance(item, type) and issubclass(item, Detector) and item.__module__ == module.__name__:
+                found[item.code] = item
+    return dict(sorted(found.items()))
+
+
+def make_detectors(thresholds: Mapping[str, Any] | None = None) -> list[Detector]:
+    """Builds the detectors of a run.
+
+    Args:
+        thresholds: By detector code: a number, which is its `threshold`, or a mapping of its parameters. A single
+            parameter may also be written ``"code.parameter"``.
+
+    Raises:
+        ConfigurationError: For an unknown code or parameter (with the nearest known one), or a value out of range.
+    """
+    classes = detector_classes()
+    parameters: dict[str, dict[str, Any]] = {}
+    for key, value in (thresholds or {}).items():
+        code, _, parameter = str(key).partition(".")
+        if code not in classes:
+            raise ConfigurationError(
+                f"alert_thresholds: unknown threshold {key!r}.{nearest(code, list(classes))} "
+                f"Known: {', '.join(classes)}"
+            )
+        given = {parameter: value} if parameter else value if isinstance(value, Mapping) else {"threshold": value}
+        known = _parameters(classes[code])
+        for name in given:
+            if name not in known:
+                raise ConfigurationError(
+                    f"alert_thresholds: {code} has no parameter {name!r}.{nearest(str(name), list(known))} "
+                    f"It takes: {', '.join(known) or 'none'}"
+                )
+        parameters.setdefault(code, {}).update(given)
+    return [
+        cls(**parameters.get(code, {}))
+        for code, cls in classes.items()
+        if code in parameters or not _needs_parameters(cls)
+    ]
+
+
+def _parameters(cls: type[Detector]) -> dict[str, inspect.Parameter]:
+    return {name: item for name, item in inspect.signature(cls).parameters.items() if item.kind is item.KEYWORD_ONLY}
+
+
+def _needs_parameters(cls: type[Detector]) -> bool:
+    return any(item.default is item.empty for item in _parameters(cls).values())

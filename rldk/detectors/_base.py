@@ -1,0 +1,112 @@
+"""The frame that every detector fits: one illness, one file, one question asked of each event.
+
+A detector judges; it does not speak. For each event it answers with one of
+
+    ABSENT      the event has none of what it watches
+    WARMING     it has seen its metric but cannot judge yet
+    FINE        judged, and nothing is wrong
+    a Finding   judged, and this is wrong
+
+`rldk.monitor` turns the answers into alerts: one on the way into a bad state, and its resolution on the way out. So a
+detector holds its statistics and nothing else: no I/O, no clock, no raw names, constant memory.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple, Union
+
+from ..event import Event, Severity
+from ..exceptions import ConfigurationError
+
+__all__ = ["ABSENT", "FINE", "WARMING", "Answer", "Detector", "Example", "Finding", "State", "number_parameter"]
+
+
+class State(Enum):
+    """What a detector answers when it has found nothing."""
+
+    ABSENT = "absent"
+    WARMING = "warming"
+    FINE = "fine"
+
+
+ABSENT, WARMING, FINE = State.ABSENT, State.WARMING, State.FINE
+
+
+class Finding(NamedTuple):
+    """What is wrong, seen in one event.
+
+    Attributes:
+        metric: Canonical name of the metric that shows it.
+        value: Its value.
+        threshold: What it was held against; None if that is no single number.
+        message: One or two sentences with the numbers.
+        severity: How bad.
+        evidence: Further numbers.
+    """
+
+    metric: str
+    value: float | None
+    threshold: float | None
+    message: str
+    severity: Severity
+    evidence: Mapping[str, Any] = {}
+
+
+Answer = Union[State, Finding]
+
+
+class Example(NamedTuple):
+    """A stream of metrics by step, and the steps at which the detector must raise its alert (none: a healthy one)."""
+
+    about: str
+    metrics: list[dict[str, float]]
+    raised_at: list[int]
+
+
+class Detector(ABC):
+    """Base of all detectors.
+
+    The docstring of each has these headings: what it sees, why it matters, when it fires, what to do, false alarms,
+    sources. Documentation is made from them.
+
+    Attributes:
+        code: Short name in snake case; the alert's `code`.
+        title: Name for people.
+        watches: Canonical names, any of which makes it judge an event; empty for all.
+        advice: What to try first, in TRL's parameter names.
+        phases: Phases of events that it is shown.
+        weights_are_sound: Whether the weights are still worth a checkpoint when it fires.
+    """
+
+    code: ClassVar[str]
+    title: ClassVar[str]
+    watches: ClassVar[tuple[str, ...]] = ()
+    advice: ClassVar[str] = ""
+    phases: ClassVar[frozenset[str]] = frozenset({"train"})
+    weights_are_sound: ClassVar[bool] = True
+
+    @abstractmethod
+    def judge(self, event: Event) -> Answer:
+        """Takes one event into its statistics and answers for it."""
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        """Streams with known outcomes, which tests replay; one healthy and one ill at least."""
+        return iter(())
+
+
+def number_parameter(owner: str, name: str, value: Any, *, low: float, high: float = math.inf) -> float:
+    """Validates a numeric parameter.
+
+    Raises:
+        ConfigurationError: If the value is no finite number in [low, high]; the message shows it.
+    """
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not low <= value <= high:
+        allowed = f"between {low:g} and {high:g}" if math.isfinite(high) else f"{low:g} or more"
+        raise ConfigurationError(f"{owner}: {name} must be a number {allowed}; got {value!r}")
+    return float(value)

@@ -1,0 +1,193 @@
+"""EventWriter: one record, one line, on disk when the call returns.
+
+The file is opened for append and each event is one `write`, so that nothing is buffered in the process, a kill loses
+at most the line being written, and several processes may share a file. Never buffers, never rewrites what stands.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from .event import PHASES, Event, encode, timestamp
+from .exceptions import ConfigurationError
+from .metrics import canonical_name
+
+__all__ = ["EventWriter"]
+
+
+class EventWriter:
+    """Appends canonical events to a JSONL file.
+
+    Args:
+        path: The file; it and its folders are made if they do not exist. A torn last line, left by a crash, is healed.
+        run_id: Goes into every event's `model_info`.
+        seed: Goes into every event's `rng`.
+        tags: Free labels, into every event's `model_info.tags`.
+        fsync: Force every line to the device. A kill of the process loses nothing without it; a crash of the machine
+            may. Costs about 50 times the write.
+
+    Raises:
+        OSError: If the file cannot be opened or written. `rldk.integrations.trl` catches it; here it is the caller's.
+
+    Example:
+        >>> import tempfile, os
+        >>> path = os.path.join(tempfile.mkdtemp(), "run_events.jsonl")
+        >>> with EventWriter(path, run_id="my_run") as writer:
+        ...     writer.log(step=1, metrics={"reward": 0.8, "kl": 0.05})
+        ...     writer.log(step=2, name="loss", value=0.5)
+        >>> len(open(path).readlines())
+        2
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        run_id: str | None = None,
+        seed: int | None = None,
+        tags: Mapping[str, Any] | Sequence[str] | None = None,
+        fsync: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self._model_info: dict[str, Any] = {}
+        if run_id is not None:
+            self._model_info["run_id"] = run_id
+        if tags:
+            self._model_info["tags"] = dict(tags) if isinstance(tags, Mapping) else list(tags)
+        self._rng = {} if seed is None else {"seed": seed}
+        self._fsync = fsync
+        self._began = time.time()
+        self._torn = False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        heal(self.path)
+        self._file: int | None = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CLOEXEC, 0o644)
+
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float | int | None] | None = None,
+        *,
+        name: str | None = None,
+        value: float | int | None = None,
+        phase: str = "train",
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Writes one event: a dictionary of metrics, or one by `name` and `value`.
+
+        Args:
+            step: The step, a whole number.
+            metrics: Names to numbers. Synonyms (`kl`, `learning_rate`) become canonical names.
+            name: With `value`, one metric instead of `metrics`.
+            value: See `name`.
+            phase: `train`, `eval`, `checkpoint` or `summary`.
+            notes: Free text.
+
+        Raises:
+            ConfigurationError: If neither or both of `metrics` and `name` are given, or the phase is unknown.
+            OSError: If the line cannot be written; the next call tries again.
+        """
+        if (metrics is None) == (name is None):
+            raise ConfigurationError("log() takes either metrics={...} or name= and value=, and exactly one of them")
+        if phase not in PHASES:
+            raise ConfigurationError(f"phase must be one of {', '.join(PHASES)}; got {phase!r}")
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise ConfigurationError(f"step must be an int; got {step!r}")
+        given = metrics if metrics is not None else {str(name): value}
+        now = time.time()
+        self.write(
+            Event(
+                step,
+                round(now - self._began, 6),
+                {canonical_name(key): item for key, item in given.items()},
+                phase,
+                self._rng,
+                {},
+                self._model_info,
+                tuple(notes),
+                timestamp(now),
+            )
+        )
+
+    def write(self, event: Event) -> None:
+        """Writes one event as it is.
+
+        Raises:
+            OSError: If the line cannot be written, in whole or in part; what was written of it is cut off by a newline
+                before the next line, and readers skip it.
+            ValueError: If the writer is closed.
+        """
+        if self._file is None:
+            raise ValueError(f"write to a closed EventWriter ({self.path})")
+        line = encode(event)
+        if self._torn:
+            line = b"\n" + line
+        written = os.write(self._file, line)
+        if written != len(line):
+            self._torn = True
+            raise OSError(28, f"only {written} of {len(line)} bytes written", str(self.path))
+        self._torn = False
+        if self._fsync:
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Closes the file. May be called twice."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+# A torn line is a few kilobytes; what is longer than this was never a line of ours and is left to the readers.
+_LONGEST_TAIL = 1 << 20
+_IN_FLIGHT_S = 0.02
+
+
+def heal(path: Path) -> None:
+    """Makes the file end with a whole line, as a crash may have left a part of one.
+
+    A last line that is complete but for its newline gets the newline. Anything else is overwritten with blanks, which
+    every reader of JSON lines skips; nothing is cut off, since another process may be appending.
+    """
+    fragment, size = _tail(path)
+    if not fragment:
+        return
+    try:
+        whole = isinstance(orjson.loads(fragment), dict)
+    except orjson.JSONDecodeError:
+        whole = False
+    if not whole:
+        time.sleep(_IN_FLIGHT_S)
+        if path.stat().st_size != size:
+            return  # not torn: another process was in the middle of its write
+    # Not opened for append: on Linux that would send every write to the end, whatever the offset.
+    with open(path, "r+b") as file:
+        if whole or len(fragment) == _LONGEST_TAIL:
+            file.seek(size)
+            file.write(b"\n")
+        else:
+            file.seek(size - len(fragment))
+            file.write(b" " * (len(fragment) - 1) + b"\n")
+
+
+def _tail(path: Path) -> tuple[bytes, int]:
+    """What follows the last newline, and the file's size."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LONGEST_TAIL))
+            tail = file.read()
+    except FileNotFoundError:
+        return b"", 0
+    return tail[tail.rfind(b"\n") + 1 :], size

@@ -1,0 +1,53 @@
+"""Every error that rldk raises on purpose.
+
+    RLDKError
+    |-- ConfigurationError (ValueError)    a parameter is wrong; raised at construction
+    |   |-- RunExistsError                 the run's files are there already
+    |-- IngestError                        a log cannot be read back
+        |-- NoLogsError (FileNotFoundError)    nothing to read where one looked
+        |-- EmptyLogError (ValueError)         a file without a single readable record
+        |-- UnknownSchemaError (ValueError)    records, but none that rldk understands
+
+Catch `RLDKError` to handle all of them. The built-in bases are there so that code which knows nothing of rldk
+(``except ValueError``, ``except FileNotFoundError``) still does the right thing.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigurationError",
+    "EmptyLogError",
+    "IngestError",
+    "NoLogsError",
+    "RLDKError",
+    "RunExistsError",
+    "UnknownSchemaError",
+]
+
+
+class RLDKError(Exception):
+    """Base of all errors that rldk raises on purpose."""
+
+
+class ConfigurationError(RLDKError, ValueError):
+    """A parameter has a value that rldk cannot use. The message shows the value and what is allowed."""
+
+
+class RunExistsError(ConfigurationError):
+    """Files of a run with this `run_id` exist, and nothing says that the run is being resumed."""
+
+
+class IngestError(RLDKError):
+    """Base of the errors of reading logs back."""
+
+
+class NoLogsError(IngestError, FileNotFoundError):
+    """The path, folder or glob holds nothing that could be a log. The message says what was looked for."""
+
+
+class EmptyLogError(IngestError, ValueError):
+    """The files exist but hold no readable record."""
+
+
+class UnknownSchemaError(IngestError, ValueError):
+    """Records were read but no step or metric was recognised; the message suggests a `field_map`."""

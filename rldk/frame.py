@@ -1,0 +1,219 @@
+"""Events to a DataFrame: the one pivot, and the only module that knows pandas.
+
+Values are gathered in blocks and kept in one growing array a column, so that a million events cost little more memory
+than the frame itself. Columns that appear late are complete; what was not logged is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .event import Event
+from .timeline import is_resume
+
+__all__ = ["FrameBuilder"]
+
+_ROWS_A_BLOCK = 4096
+
+
+class _Layout:
+    """Rows with the same metrics in the same order: their values go to one buffer in one call."""
+
+    __slots__ = ("columns", "rows", "values")
+
+    def __init__(self, columns: list[int]) -> None:
+        self.columns = columns
+        self.values = array("d")
+        self.rows: list[int] = []
+
+
+class _Run:
+    """Where a run stands while its events are read in order."""
+
+    __slots__ = ("code", "generation", "last_step", "rewinds")
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.generation = 0
+        self.last_step = -math.inf
+        self.rewinds: list[tuple[int, int]] = []  # generation that begins, and the step that it goes on from
+
+
+class FrameBuilder:
+    """Gathers events and pivots them: one row an event, one column a metric.
+
+    Overlaps are resolved when the frame is built: where a run went back to an earlier step (a resume), the newest
+    recording of each step counts, and what a resumed run left behind beyond its checkpoint is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, int] = {}
+        self._columns: list[array[float]] = []
+        self._layouts: dict[tuple[str, ...], _Layout] = {}
+        self._last_names: tuple[str, ...] | None = None
+        self._layout = _Layout([])
+        self._steps = array("q")
+        self._wall_times = array("d")
+        self._phases = array("i")
+        self._phase_codes: dict[str, int] = {}
+        self._run_codes = array("i")
+        self._generations = array("i")
+        self._runs: dict[str, _Run] = {}
+        self._run_name: str | None = None
+        self._run = _Run(-1)
+        self._in_block = 0
+        self._stored = 0
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def add(self, event: Event, run_id: str = "") -> None:
+        """Takes one event. Events without metrics make no row.
+
+        Args:
+            event: The event.
+            run_id: The run, if the event does not say.
+        """
+        step, wall_time, metrics = event.step, event.wall_time, event.metrics
+        name = event.model_info.get("run_id") or run_id
+        if name != self._run_name:
+            self._run_name = name
+            self._run = self._runs.setdefault(str(name), _Run(len(self._runs)))
+        run = self._run
+        if not metrics:
+            if is_resume(event):
+                run.generation += 1
+                run.rewinds.append((run.generation, step))
+                run.last_step = step
+            return
+        phase = event.phase
+        if phase == "train":
+            if step < run.last_step:
+                run.generation += 1
+            run.last_step = step
+        names = tuple(metrics)
+        if names != self._last_names:
+            self._last_names = names
+            self._layout = self._layouts.get(names) or self._new_layout(names)
+        layout = self._layout
+        before = len(layout.values)
+        try:
+            layout.values.extend(metrics.values())  # type: ignore[arg-type]  # None and foreign values go the slow way
+        except (TypeError, OverflowError):
+            del layout.values[before:]
+            layout.values.extend(map(_float, metrics.values()))
+        layout.rows.append(self._in_block)
+        self._steps.append(step)
+        self._wall_times.append(wall_time)
+        code = self._phase_codes.get(phase)
+        self._phases.append(self._phase_codes.setdefault(phase, len(self._phase_codes)) if code is None else code)
+        self._run_codes.append(run.code)
+        self._generations.append(run.generation)
+        self._in_block += 1
+        if self._in_block == _ROWS_A_BLOCK:
+            self._end_block()
+
+    def _new_layout(self, names: tuple[str, ...]) -> _Layout:
+        columns = []
+        for name in names:
+            index = self._names.get(name)
+            if index is None:
+                index = self._names[name] = len(self._columns)
+                self._columns.append(array("d", [math.nan]) * self._stored)
+            columns.append(index)
+        layout = self._layouts[names] = _Layout(columns)
+        return layout
+
+    def _end_block(self) -> None:
+        """Spreads the block's values over the columns."""
+        block = np.full((len(self._columns), self._in_block), math.nan)
+        for layout in self._layouts.values():
+            if layout.rows:
+                values = np.frombuffer(layout.values, dtype=np.float64).reshape(len(layout.rows), -1)
+                block[np.ix_(layout.columns, layout.rows)] = values.T
+                del values
+                layout.values = array("d")
+                layout.rows = []
+        for column, row in zip(self._columns, block):
+            column.frombytes(row.tobytes())
+        self._stored += self._in_block
+        self._in_block = 0
+        # Rows with ever-changing sets of keys must not collect layouts.
+        if len(self._layouts) > 1000:
+            self._layouts.clear()
+            self._last_names = None
+
+    def build(self) -> pd.DataFrame:
+        """The frame: `step`, `wall_time`, `run_id`, `phase`, then the metrics in order of appearance.
+
+        Rows are in step order within a run, runs in order of appearance. `run_id` and `phase` are categories. The
+        builder is empty afterwards.
+        """
+        if self._in_block:
+            self._end_block()
+        steps = np.frombuffer(self._steps, dtype=np.int64) if self._steps else np.empty(0, np.int64)
+        runs = np.frombuffer(self._run_codes, dtype=np.int32) if self._steps else np.empty(0, np.int32)
+        order = self._order(steps, runs)
+        data: dict[str, Any] = {
+            "step": _taken(steps, order),
+            "wall_time": _taken(_floats(self._wall_times), order),
+            "run_id": pd.Categorical.from_codes(_taken(runs, order), categories=list(self._runs)),
+            "phase": pd.Categorical.from_codes(
+                _taken(np.frombuffer(self._phases, dtype=np.int32) if self._steps else runs, order),
+                categories=list(self._phase_codes),
+            ),
+        }
+        for name, index in self._names.items():
+            key = name if name not in data else f"metrics/{name}"
+            data[key] = _taken(_floats(self._columns[index]), order)
+            self._columns[index] = array("d")  # the frame has it now, or a reordered copy
+        frame = pd.DataFrame(data, copy=False)
+        self.__init__()  # type: ignore[misc]  # a builder is used once; what it held belongs to the frame
+        return frame
+
+    def _order(self, steps: np.ndarray[Any, Any], runs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        """The indices of the rows that count, in order; None if that is all of them as they stand."""
+        keep = np.ones(len(steps), dtype=bool)
+        generations = np.frombuffer(self._generations, dtype=np.int32) if len(steps) else runs
+        for run in self._runs.values():
+            if run.generation == 0:
+                continue
+            ours = runs == run.code
+            for generation, step in run.rewinds:
+                keep &= ~(ours & (generations < generation) & (steps > step))
+            # Without a mark, a step that was recorded again replaces what an earlier generation said of it.
+            rows = np.flatnonzero(ours & keep)
+            newest = pd.Series(generations[rows]).groupby(steps[rows]).transform("max").to_numpy()
+            keep[rows[generations[rows] < newest]] = False
+        kept = None if keep.all() else np.flatnonzero(keep)
+        steps, runs = _taken(steps, kept), _taken(runs, kept)
+        sorted_already = len(steps) < 2 or bool(
+            np.all((runs[1:] > runs[:-1]) | ((runs[1:] == runs[:-1]) & (steps[1:] >= steps[:-1])))
+        )
+        if sorted_already:
+            return kept
+        order = np.lexsort((steps, runs))  # stable: what was logged at one step stays in its order
+        return order if kept is None else kept[order]
+
+
+def _floats(values: array[float]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(values, dtype=np.float64) if values else np.empty(0)
+
+
+def _taken(values: np.ndarray[Any, Any], order: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+    return values if order is None else values[order]
+
+
+def _float(value: Any) -> float:
+    """A value of a damaged line as a float: what is no number is NaN."""
+    if isinstance(value, (int, float)):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    return math.nan

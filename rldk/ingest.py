@@ -1,0 +1,212 @@
+"""From what is on disk to a DataFrame: find the files, choose the format, pivot.
+
+Reads rldk's events, the older rldk stream, flat TRL logs and transformers' `trainer_state.json`; anything else with a
+step and numbers goes through a flexible reader. Needs no torch, transformers or trl.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .adapters import Adapter, formats, sniff
+from .event import Event
+from .exceptions import ConfigurationError, EmptyLogError, NoLogsError, UnknownSchemaError
+from .metrics import METRICS, canonical_name, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["events_of", "find_logs", "ingest_runs", "open_log"]
+
+_STREAMS = "*_events.jsonl"
+_STATE = "trainer_state.json"
+
+
+def ingest_runs(
+    source: str | os.PathLike[str], adapter_hint: str | None = None, field_map: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Reads the logs of one or many runs into one DataFrame.
+
+    Args:
+        source: A file, a folder or a glob. In a folder, event streams are read if there are any, else other JSON
+            lines, else the `trainer_state.json` of the highest checkpoint.
+        adapter_hint: The format, if it is not to be recognised: `rldk`, `named_values`, `trl`, `trainer_state` or
+            `flexible`.
+        field_map: Names in the logs to canonical names (or to `step`), or the other way round.
+
+    Returns:
+        Columns `step` (int), `wall_time` (seconds, NaN if not recorded), `run_id` and `phase` (categories), then one
+        float column a metric, by its canonical name; evaluation metrics have the prefix `eval_`. Rows are in step
+        order within a run. `df.attrs["skipped_lines"]` counts malformed lines.
+
+    Raises:
+        NoLogsError: If there is nothing to read; it says what was looked for and where.
+        EmptyLogError: If there is no readable record.
+        UnknownSchemaError: If records have no step or no metric that can be recognised; it suggests a `field_map`.
+        ConfigurationError: If `adapter_hint` is no format.
+
+    Example:
+        ```python
+        df = rldk.ingest_runs("rldk_logs")
+        train = df[df.phase == "train"]
+        train.plot(x="step", y=["reward_mean", "kl_mean"], subplots=True)
+        ```
+    """
+    from .frame import FrameBuilder  # here, since it brings pandas, which reading events alone does not need
+
+    mapping = _oriented(field_map)
+    builder = FrameBuilder()
+    logs = [open_log(path, adapter_hint, mapping) for path in find_logs(source)]
+    for log in logs:
+        run_id = _run_name(log.path)
+        for event in log.events():
+            builder.add(event, run_id)
+    damaged = [log.damage for log in logs if log.damage.count]
+    if not len(builder):
+        raise _nothing_read(logs)
+    frame = builder.build()
+    frame.attrs["skipped_lines"] = sum(damage.count for damage in damaged)
+    if damaged:
+        warnings.warn("rldk: skipped lines: " + "; ".join(map(str, damaged[:10])), UserWarning, stacklevel=2)
+    return frame
+
+
+def events_of(source: str | os.PathLike[str], adapter_hint: str | None = None) -> Iterator[Event]:
+    """Yields the events of all logs of a source, in the order of files and lines.
+
+    Raises:
+        IngestError: As `ingest_runs`.
+    """
+    for path in find_logs(source):
+        yield from open_log(path, adapter_hint).events()
+
+
+def find_logs(source: str | os.PathLike[str]) -> list[Path]:
+    """The log files that a path, folder or glob stands for.
+
+    Raises:
+        NoLogsError: If there is none.
+    """
+    text = os.fspath(source)
+    path = Path(text)
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            return _in_folder(path)
+        if glob.has_magic(text):
+            found = sorted(Path(name) for name in glob.glob(text, recursive=True))
+            files = [item for item in found if item.is_file()]
+            for folder in (item for item in found if item.is_dir()):
+                try:
+                    files.extend(_in_folder(folder))
+                except NoLogsError:
+                    continue  # a folder among many that a pattern matched
+            if files:
+                return files
+            raise NoLogsError(f"no file matches {text!r} (looked in {Path.cwd()})")
+    except (OSError, ValueError) as error:
+        if isinstance(error, NoLogsError):
+            raise
+        raise NoLogsError(f"cannot look at {text!r}: {error}") from error
+    raise NoLogsError(f"no such file or folder: {text!r} (looked in {Path.cwd()})")
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    for pattern in (_STREAMS, "*.jsonl"):
+        files = sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
+        if files:
+            return files
+    states = [*folder.glob(_STATE), *folder.glob(f"checkpoint-*/{_STATE}")]
+    if states:
+        return [max(states, key=lambda path: (path.parent == folder, _checkpoint_number(path)))]
+    raise NoLogsError(
+        f"no logs in folder {str(folder)!r}: looked for {_STREAMS}, *.jsonl (there and one level below), "
+        f"{_STATE} and checkpoint-*/{_STATE}"
+    )
+
+
+def _checkpoint_number(path: Path) -> int:
+    number = path.parent.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def open_log(path: Path, adapter_hint: str | None = None, field_map: Mapping[str, str] | None = None) -> Adapter:
+    """The adapter for a file: the one asked for, or the first that recognises its beginning.
+
+    Raises:
+        ConfigurationError: If the hint is no format.
+        NoLogsError: If the file cannot be read.
+        EmptyLogError: If it is empty.
+    """
+    known = formats()
+    if adapter_hint is not None:
+        if adapter_hint not in known:
+            hint = nearest(adapter_hint, list(known))
+            raise ConfigurationError(f"unknown adapter_hint {adapter_hint!r}.{hint} Known: {', '.join(known)}")
+        return known[adapter_hint](path, field_map)
+    try:
+        if path.stat().st_size == 0:
+            raise EmptyLogError(f"{path} is empty")
+        records = sniff(path)
+        for adapter in known.values():
+            if adapter.recognises(path, records):
+                return adapter(path, field_map)
+    except OSError as error:
+        raise NoLogsError(f"cannot read {path}: {error}") from error
+    raise EmptyLogError(f"{path} holds no line that is a JSON object")
+
+
+def _oriented(field_map: Mapping[str, str] | None) -> dict[str, str]:
+    """A field map as source name to canonical name, whichever way round it was written."""
+    oriented = {}
+    for left, right in (field_map or {}).items():
+        if _is_ours(left) and not _is_ours(right):
+            left, right = right, left
+        oriented[str(left)] = canonical_name(str(right)) if right != "step" else "step"
+    return oriented
+
+
+def _is_ours(name: str) -> bool:
+    return name == "step" or canonical_name(str(name)).removeprefix("eval_") in METRICS
+
+
+def _run_name(path: Path) -> str:
+    """What a run is called whose events do not say: by its file or, for a checkpoint's state, its folder."""
+    if path.name == _STATE:
+        folder = path.resolve().parent
+        return folder.parent.name if folder.name.startswith("checkpoint-") else folder.name
+    return path.stem.removesuffix("_events")
+
+
+def _nothing_read(logs: list[Adapter]) -> Exception:
+    """The error for files of which nothing could be used: empty, or of a schema that nobody knows."""
+    records = [record for log in logs for record in _sniffed(log.path)]
+    places = ", ".join(str(log.path) for log in logs[:3])
+    if not records:
+        return EmptyLogError(f"no readable record in {places}")
+    keys: dict[str, Any] = {key: value for record in records for key, value in record.items()}
+    numeric = [key for key, value in keys.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    pairs = {"step": next((key for key in numeric if "step" in key.lower() or "iter" in key.lower()), None)}
+    for key in numeric:
+        match = difflib.get_close_matches(key.rpartition("/")[2], list(METRICS), n=1)
+        if match:
+            pairs.setdefault(match[0], key)
+    suggestion = {source: name for name, source in pairs.items() if source} or {"your_step_key": "step"}
+    return UnknownSchemaError(
+        f"no step with a metric was recognised in {places}. Keys seen: {', '.join(list(keys)[:12])}. "
+        f"Say which is which, for example field_map={suggestion!r}"
+    )
+
+
+def _sniffed(path: Path) -> list[dict[str, Any]]:
+    try:
+        return sniff(path)
+    except OSError:
+        return []

@@ -1,0 +1,1 @@
+"""Hosts that rldk lives in, one package each."""

@@ -1,0 +1,360 @@
+"""RLDKCallback: translates a trainer's hooks for a `Recorder`.
+
+Observes; never changes logs, losses, random state or control flow, unless `stop_on` asks it to stop the run. No hook
+relies on the order of the others: PPO logs before `on_step_end` and fires few hooks, the others log after.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..._guard import Guard, guarded
+from ...checkpoints import CheckpointAnalyser
+from ...detectors import detector_classes, make_detectors
+from ...event import Alert, Event, Severity
+from ...exceptions import ConfigurationError
+from ...lifecycle import Ending
+from ...metrics import nearest
+from ...recorder import Recorder
+from ...report import render_text
+from ...resources import ResourceSampler
+from ...runfiles import RunFiles, check_run_id
+from ._manifest import build_manifest
+from ._reader import LogReader
+from ._resume import RunPlan, check_new, plan_run
+from ._stop import StopRule
+
+__all__ = ["RLDKCallback"]
+
+logger = logging.getLogger("rldk")
+
+_CHECKPOINT_WAIT_S = 60.0
+
+
+class RLDKCallback(TrainerCallback):
+    """Records a run, judges it live, and leaves files that a person, pandas and a CI job can read.
+
+    Works on every trainer that is built on transformers' Trainer. Only the main process writes.
+
+    Args:
+        output_dir: Folder of the run's files; made if it does not exist.
+        log_interval: Steps between console lines (logger `rldk`); 0 for none. Alerts are always logged.
+        jsonl_log_interval: Steps between event lines: the first log at or after the interval is written; evaluations,
+            logs with an alert and the last log always. Detectors see every log whatever the intervals.
+        enable_jsonl_logging: Whether to write the event stream.
+        alert_thresholds: By detector code, a number or a mapping of the detector's parameters. `kl_divergence`,
+            `clip_fraction`, `gradient_norm` and `memory_usage` are armed by giving them a number: absolute, in the
+            trainer's own unit; `memory_usage` is a share from 0 to 1.
+        run_id: Name of the run and its files. By default the run name or output folder, the UTC time and four random
+            digits.
+        enable_resource_monitoring: Sample memory, CPU and this process's GPUs once a second, in a thread.
+        enable_checkpoint_analysis: Read each checkpoint's safetensors for non-finite weights, norms and change, in a
+            thread, at a bounded memory.
+        event_log_path: The event stream's file, if it is not to be in `output_dir`.
+        tags: Free labels, into every event's `model_info.tags`.
+        on_alert: Called with each `rldk.event.Alert` as it is raised, and again when it has resolved.
+        stop_on: Detector codes, or one severity (that one and worse), on which training is stopped, after asking for
+            a checkpoint where the weights are still worth one. TRL's PPO ignores the request.
+        resume: Whether `run_id` names a run that is being resumed. By default this is told by the trainer's state;
+            True allows existing files without looking for checkpoints, False never does.
+
+    Raises:
+        ConfigurationError: At construction, for a bad `run_id`, an unknown threshold or detector code, or a bad
+            interval; the message shows the value.
+        RunExistsError: At construction, if files of the given `run_id` exist and no checkpoint could be resumed from.
+
+    Example:
+        ```python
+        trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=dataset,
+                              callbacks=[RLDKCallback(output_dir="rldk_logs")])
+        trainer.train()
+        ```
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str] = "./rldk_logs",
+        log_interval: int = 10,
+        jsonl_log_interval: int = 1,
+        enable_jsonl_logging: bool = True,
+        alert_thresholds: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+        enable_resource_monitoring: bool = True,
+        enable_checkpoint_analysis: bool = True,
+        *,
+        event_log_path: str | os.PathLike[str] | None = None,
+        tags: Mapping[str, Any] | Sequence[str] | None = None,
+        on_alert: Callable[[Alert], object] | None = None,
+        stop_on: str | Iterable[str] | None = None,
+        resume: bool | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.log_interval = _steps("log_interval", log_interval, 0)
+        self.jsonl_log_interval = _steps("jsonl_log_interval", jsonl_log_interval, 1)
+        self.enable_jsonl_logging = enable_jsonl_logging
+        self.alert_thresholds = dict(alert_thresholds or {})
+        self.enable_resource_monitoring = enable_resource_monitoring
+        self.enable_checkpoint_analysis = enable_checkpoint_analysis
+        self.event_log_path = None if event_log_path is None else Path(event_log_path)
+        self.tags = tags
+        self.resume = resume
+        if on_alert is not None and not callable(on_alert):
+            raise ConfigurationError(f"on_alert must be callable; got {on_alert!r}")
+        self.on_alert = on_alert
+        self.stop_on = _stop_codes(stop_on)
+        make_detectors(self.alert_thresholds)  # to refuse bad thresholds now, in the caller's own line
+        self.run_id = None if run_id is None else check_run_id(run_id)
+        if self.run_id is not None and resume is not True:
+            check_new(self._files_of(self.run_id), self.run_id, never=resume is False)
+        self._given_run_id = self.run_id
+        self.guard = Guard()
+        self._active: _Active | None = None
+
+    # What a person asks for
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The run's files by name: events, alerts, metrics, report, manifest. Empty before training begins."""
+        if self.run_id is None:
+            return {}
+        files = self._files_of(self.run_id)._asdict()
+        return files if self.enable_jsonl_logging else {k: path for k, path in files.items() if k != "events"}
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """The alerts so far."""
+        return list(self._active.recorder.monitor.alerts) if self._active else []
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The content of final_report.json as last written; None before training begins."""
+        return self._active.recorder.report if self._active else None
+
+    def summary_text(self) -> str:
+        """The report as a few lines for a terminal; empty before training begins."""
+        return render_text(self.report) if self.report else ""
+
+    # Hooks
+
+    @guarded
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Opens the run, or goes on with it after a resume."""
+        if state.is_world_process_zero:
+            self._begin(args, state, kwargs.get("model"), training=True)
+
+    @guarded
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock of a step."""
+        if self._active is not None:
+            self._active.step_began = time.perf_counter()
+
+    @guarded
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops the clock of a step."""
+        active = self._active
+        if active is not None and active.step_began is not None:
+            active.busy += time.perf_counter() - active.step_began
+            active.step_began = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Records one log call. A subclass may add keys to `logs` and call this."""
+        raised = self._on_log(args, state, logs, kwargs.get("model")) if state.is_world_process_zero else None
+        if self.stop_on:
+            self._stop(args, control, raised or ())
+
+    @guarded
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Hands the checkpoint over to be analysed."""
+        active = self._active
+        if active is not None and active.checkpoints is not None and not active.closed:
+            step = state.global_step
+            active.checkpoints.submit(step, Path(args.output_dir) / f"checkpoint-{step}")
+
+    @guarded
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Closes the run."""
+        active = self._active
+        if active is None or active.closed:
+            return
+        whole = state.max_steps <= 0 or state.global_step >= state.max_steps
+        reason = None if whole else active.ending.signal or active.stop_reason or "training was asked to stop"
+        self._finish("completed" if whole else "stopped", reason)
+
+    # How
+
+    def _files_of(self, run_id: str) -> RunFiles:
+        return RunFiles.of(self.output_dir, run_id, self.event_log_path)
+
+    def _begin(self, args: Any, state: Any, model: Any, *, training: bool) -> None:
+        before = self._active
+        if before is not None and not before.closed:
+            if not before.training and training and state.global_step == 0:
+                before.training = True  # evaluated first, trained now: one run
+                return
+            self._finish("failed", "train() was called again before the run had ended")
+        plan = plan_run(args, state, self.output_dir, self._given_run_id, self._files_of, self.resume)
+        self.run_id = plan.run_id
+        self._active = _Active(self, args, plan, model, training)
+        if before is not None:
+            # A second train() on one trainer: its token count goes on where it was.
+            self._active.reader.tokens = before.reader.tokens
+
+    @guarded
+    def _on_log(self, args: Any, state: Any, logs: Any, model: Any) -> list[Alert] | None:
+        if not logs:
+            return None
+        if self._active is None:
+            self._begin(args, state, model, training=False)
+        active = self._active
+        assert active is not None
+        changed = active.log(state.global_step, logs)
+        self._tell(changed)
+        if active.closed:
+            # Evaluated after training: the report takes it in.
+            self._report_again(active)
+        return [alert for alert in changed if alert.resolved_step is None]
+
+    def _report_again(self, active: _Active) -> None:
+        report = active.recorder.report or {}
+        active.recorder.close(report.get("status", "completed"), report.get("reason"))
+
+    def _tell(self, changed: Iterable[Alert]) -> None:
+        if self.on_alert is not None:
+            for alert in changed:
+                # The user's own code, and still no reason to end a run.
+                self.guard.call("on_alert", self.on_alert, alert)
+
+    @guarded
+    def _stop(self, args: Any, control: Any, raised: Iterable[Alert]) -> None:
+        reason = self.stop_on.apply(args, control, raised) if self.stop_on else None
+        if reason is not None and self._active is not None:
+            self._active.stop_reason = reason
+
+    @guarded
+    def _finish(self, status: str, reason: str | None = None) -> None:
+        active = self._active
+        if active is not None and not active.closed:
+            self._tell(active.close(status, reason))
+            if status == "failed":
+                logger.warning("rldk: run %s failed: %s. Its record is in %s", self.run_id, reason, self.output_dir)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without files, threads and locks: a copy records nothing until its own training begins."""
+        return {**self.__dict__, "_active": None, "guard": Guard()}
+
+
+class _Active:
+    """What a run needs while it is recorded; gone from copies of the callback."""
+
+    def __init__(self, callback: RLDKCallback, args: Any, plan: RunPlan, model: Any, training: bool) -> None:
+        self._plan = plan
+        self.training = training
+        self.closed = False
+        self.busy = 0.0
+        self.step_began: float | None = None
+        self.stop_reason: str | None = None
+        guard = callback.guard
+        self.reader = LogReader(args, plan.model_info(callback.tags), plan.wall_time)
+        self.reader.tokens = float(plan.tokens)
+        self.recorder = Recorder(
+            plan.run_id,
+            plan.files,
+            make_detectors(callback.alert_thresholds),
+            guard=guard,
+            trainer=self.reader.trainer,
+            jsonl_interval=callback.jsonl_log_interval if callback.enable_jsonl_logging else 0,
+            console_interval=callback.log_interval,
+            resume_at=plan.resume_at,
+        )
+        self.recorder.skipped = self.reader.skipped
+        if plan.resume_at is not None:
+            guard.call("reading the run back", self.recorder.replay, plan.earlier_events())
+        self.recorder.write_manifest(build_manifest(args, plan, self.reader, model, callback.tags))
+        if plan.note:
+            self.recorder.record(self.reader.make(plan.resume_at or 0, {}, "train", (plan.note,)))
+        self.recorder.write_report("running")
+        self.ending = Ending(callback._finish)
+        self.sampler = None
+        if callback.enable_resource_monitoring:
+            self.sampler = ResourceSampler(guard, each=self.ending.poll)
+            self.sampler.start()
+        self.checkpoints = CheckpointAnalyser(guard) if callback.enable_checkpoint_analysis else None
+        # Rows of a training batch, over all processes and accumulation steps.
+        self._rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * (args.world_size or 1)
+        self._last_step = plan.resume_at or 0
+        self._last_log = time.perf_counter()
+
+    def log(self, step: int, logs: Mapping[str, Any]) -> list[Alert]:
+        """Records one log call, and the checkpoints that have been analysed since the last."""
+        changed = self.analysed() if self.checkpoints is not None else []
+        sampled = self.sampler.take() if self.sampler is not None else None
+        event = self.reader.event(step, logs, sampled)
+        if self.sampler is not None and event.phase == "train":
+            self._add_rates(step, event)
+        return changed + self.recorder.record(event)
+
+    def _add_rates(self, step: int, event: Event) -> None:
+        """Rows and tokens a second of training steps; evaluation and saving do not count where the hooks tell."""
+        now = time.perf_counter()
+        seconds = self.busy or now - self._last_log
+        steps = step - self._last_step
+        if seconds > 0 and steps > 0:
+            rates: dict[str, Any] = event.metrics  # type: ignore[assignment]  # ours, and not yet seen by anyone
+            rates["samples_per_second"] = steps * self._rows_a_step / seconds
+            tokens = event.data_slice.get("tokens_in")
+            if tokens:
+                rates["tokens_per_second"] = tokens / seconds
+        self._last_step, self._last_log, self.busy = step, now, 0.0
+
+    def analysed(self) -> list[Alert]:
+        """Records the checkpoints that have been analysed by now."""
+        changed: list[Alert] = []
+        if self.checkpoints is not None:
+            for step, metrics, notes in self.checkpoints.take():
+                changed += self.recorder.record(self.reader.make(step, metrics, "checkpoint", notes))
+        return changed
+
+    def close(self, status: str, reason: str | None) -> list[Alert]:
+        """Ends threads, records what is left, and writes the report."""
+        self.closed = True
+        self.ending.release()
+        if self.sampler is not None:
+            self.sampler.stop()
+            self.sampler = None
+        changed: list[Alert] = []
+        if self.checkpoints is not None:
+            done = self.checkpoints.finish(_CHECKPOINT_WAIT_S if status == "completed" else 1.0)
+            changed = self.analysed()
+            if self.checkpoints.missed or not done:
+                self.recorder.extra["checkpoints_not_analysed"] = self.checkpoints.missed + (not done)
+            self.checkpoints = None
+        self.recorder.close(status, reason)
+        self._plan.release()
+        return changed
+
+
+def _steps(name: str, value: Any, lowest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ConfigurationError(f"{name} must be a whole number of steps, {lowest} or more; got {value!r}")
+    return value
+
+
+def _stop_codes(stop_on: str | Iterable[str] | None) -> StopRule | None:
+    if stop_on is None:
+        return None
+    given = [stop_on] if isinstance(stop_on, str) else list(stop_on)
+    severities = [severity.value for severity in Severity]
+    known = [*severities, *detector_classes()]
+    for item in given:
+        if item not in known:
+            raise ConfigurationError(
+                f"stop_on: unknown code or severity {item!r}.{nearest(str(item), known)} Known: {', '.join(known)}"
+            )
+    return StopRule(frozenset(given))

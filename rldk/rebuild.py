@@ -1,0 +1,100 @@
+"""A run's files made anew from its event stream: what a killed run is owed.
+
+The same engine that ran live runs over the recorded events, so alerts, CSV and report are what they would have been.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ._files import read_object
+from .adapters.rldk_stream import RldkStream
+from .detectors import make_detectors
+from .event import Event
+from .exceptions import EmptyLogError, NoLogsError
+from .ingest import find_logs
+from .recorder import Recorder
+from .runfiles import RunFiles
+from .timeline import standing
+
+__all__ = ["rebuild_run"]
+
+KILLED = "the process ended without a word (killed, out of memory, or power)"
+
+
+def rebuild_run(
+    source: str | os.PathLike[str],
+    *,
+    run_id: str | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    alert_thresholds: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes alerts, CSV and report of a run anew from its events.
+
+    Args:
+        source: The event stream, or a folder with one.
+        run_id: The run, if the stream holds several; by default the last one in it.
+        output_dir: Where the files go; by default beside the stream, over what is there.
+        alert_thresholds: As of `RLDKCallback`; thresholds that the live run had are not stored in its events.
+
+    Returns:
+        The content of final_report.json. Its status is that of the report that is there, if it says how the run ended;
+        `running` if the process that records it is alive; else `failed`.
+
+    Raises:
+        NoLogsError: If there is no stream, or more than one in the folder.
+        EmptyLogError: If the stream has no event of the run.
+        ConfigurationError: For a bad threshold.
+    """
+    streams = find_logs(source)
+    if len(streams) > 1:
+        raise NoLogsError(f"{source} holds {len(streams)} streams: name one of {', '.join(map(str, streams[:5]))}")
+    stream = streams[0]
+    chosen = run_id if run_id is not None else _last_run(stream)
+    if chosen is None:
+        raise EmptyLogError(f"no event in {stream}")
+    name = chosen or stream.stem.removesuffix("_events")
+    files = RunFiles.of(output_dir if output_dir is not None else stream.parent, name, stream)
+    manifest, report = read_object(files.manifest), read_object(files.report)
+
+    def read() -> Iterator[Event]:
+        return (event for event in RldkStream(stream).events() if event.run_id == chosen)
+
+    trainer = (manifest.get("trainer") or {}).get("family")
+    recorder = Recorder(name, files, make_detectors(alert_thresholds), jsonl_interval=0, trainer=trainer)
+    count = 0
+    for event in standing(read):
+        # Notes were written by the live run: they are of its alerts, which are about to be found again.
+        recorder.record(event._replace(notes=()))
+        recorder.trainer = recorder.trainer or event.model_info.get("trainer")
+        count += 1
+    if not count:
+        raise EmptyLogError(f"no event of run {chosen!r} in {stream}")
+    for key in ("skipped_values", "lost", "rldk_failures"):
+        if key in report:
+            recorder.extra[key] = report[key]
+    status, reason = _status(report, manifest)
+    return recorder.close(status, reason)
+
+
+def _status(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[str, str | None]:
+    status = report.get("status")
+    if status in ("completed", "stopped", "failed"):
+        return str(status), report.get("reason")
+    pid = manifest.get("pid")
+    if manifest.get("host") == platform.node() and isinstance(pid, int) and psutil.pid_exists(pid):
+        return "running", None
+    return "failed", KILLED
+
+
+def _last_run(stream: Path) -> str | None:
+    last = None
+    for event in RldkStream(stream).events():
+        last = event.run_id
+    return last

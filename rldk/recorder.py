@@ -1,0 +1,150 @@
+"""One run being recorded: events in; detectors, files and the report out.
+
+Joins the engine (`Monitor`), the fold (`Summary`) and the sinks. It knows files, but no trainer: live it is fed by a
+callback, offline by `rldk.rebuild`, by hand by a logger.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ._files import replace_json
+from ._guard import Guard
+from .detectors import Detector
+from .event import Alert, Event, timestamp
+from .monitor import Monitor
+from .report import build_report
+from .runfiles import RunFiles
+from .sinks import Sink
+from .sinks.alerts_file import AlertsFileSink
+from .sinks.console import ConsoleSink
+from .sinks.jsonl import JsonlSink
+from .sinks.metrics_csv import MetricsCsvSink
+from .summary import Summary
+
+__all__ = ["Recorder"]
+
+logger = logging.getLogger("rldk")
+
+
+class Recorder:
+    """Records a run.
+
+    Args:
+        run_id: The run.
+        files: Where its files go.
+        detectors: The armed detectors.
+        guard: Catches and counts what goes wrong in here.
+        trainer: The trainer's family, for the report.
+        jsonl_interval: Steps between event lines; 0 for no stream.
+        console_interval: Steps between console lines; 0 for none.
+        resume_at: The step that a resumed run goes on from; None for a new run.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        files: RunFiles,
+        detectors: Iterable[Detector],
+        *,
+        guard: Guard | None = None,
+        trainer: str | None = None,
+        jsonl_interval: int = 1,
+        console_interval: int = 0,
+        resume_at: int | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.files = files
+        self.guard = guard or Guard()
+        self.trainer = trainer
+        self.monitor = Monitor(detectors, self.guard)
+        self.summary = Summary()
+        self.skipped: dict[str, str] = {}
+        self.extra: dict[str, Any] = {}
+        self.report: dict[str, Any] | None = None
+        self.write_errors = 0
+        self._began = time.time()
+        self._jsonl = JsonlSink(files.events, jsonl_interval) if jsonl_interval else None
+        console = ConsoleSink(console_interval)
+        if resume_at is not None:
+            console.start_at(resume_at)
+            if self._jsonl is not None:
+                self._jsonl.start_at(resume_at)
+        self._sinks: list[Sink] = [AlertsFileSink(files.alerts), MetricsCsvSink(files.metrics, resume_at), console]
+        if self._jsonl is not None:
+            # First: whatever else fails, the line is on disk.
+            self._sinks.insert(0, self._jsonl)
+
+    def replay(self, events: Iterable[Event]) -> None:
+        """Takes the earlier events of a resumed run into detectors and summary, without writing them again."""
+        for event in events:
+            self.monitor.observe(event)
+            self.summary.add(event)
+
+    def record(self, event: Event) -> list[Alert]:
+        """Takes one event.
+
+        Returns:
+            The alerts that it raised or resolved.
+        """
+        changed = self.monitor.observe(event)
+        if changed:
+            raised = tuple(alert.message for alert in changed if alert.resolved_step is None)
+            event = event._replace(notes=event.notes + raised)
+        self.summary.add(event)
+        for sink in self._sinks:
+            self._attempt(sink, sink.write, event)
+            for alert in changed:
+                self._attempt(sink, sink.alert, alert, self.monitor.alerts)
+        return changed
+
+    def _attempt(self, sink: object, function: Callable[..., None], *args: Any) -> None:
+        """One destination that fails must not cost the others the event."""
+        try:
+            function(*args)
+        except OSError as error:
+            self._disk_trouble(error)
+        except Exception as error:  # a bug in a sink; counted and named in the report
+            self.guard.caught(f"sink {type(sink).__name__}", error)
+
+    def _disk_trouble(self, error: OSError) -> None:
+        """Says once what a full or unwritable disk means for the recording."""
+        self.write_errors += 1
+        if self.write_errors == 1:
+            logger.warning(
+                "rldk: cannot write (%s). Training goes on; lost events are counted in the report of run %s, and "
+                "writing resumes when it can.", error, self.run_id,
+            )
+
+    def write_report(self, status: str, reason: str | None = None) -> dict[str, Any]:
+        """Builds the report as of now and writes it. What cannot be written is still returned."""
+        losses = {type(sink).__name__: sink.lost for sink in self._sinks if sink.lost}
+        extra: dict[str, Any] = {
+            "began": timestamp(self._began),
+            "updated": timestamp(time.time()),
+            "lost": {"events": self._jsonl.lost if self._jsonl else 0, "by_sink": losses, "write_errors": self.write_errors},
+            "skipped_values": dict(self.skipped),
+            "rldk_failures": {place: dict(failure) for place, failure in self.guard.failures.items()},
+            "files": {name: str(path) for name, path in self.files._asdict().items()},
+            **self.extra,
+        }
+        self.report = build_report(
+            run_id=self.run_id, status=status, summary=self.summary, alerts=self.monitor.alerts,
+            dropped_alerts=self.monitor.dropped_alerts, coverage=self.monitor.coverage(), reason=reason,
+            trainer=self.trainer, extra=extra,
+        )
+        self._attempt(self, replace_json, self.files.report, self.report)
+        return self.report
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Writes run.json."""
+        self._attempt(self, replace_json, self.files.manifest, dict(manifest))
+
+    def close(self, status: str, reason: str | None = None) -> dict[str, Any]:
+        """Writes what is left, lets go of the files, and writes the report."""
+        for sink in self._sinks:
+            self._attempt(sink, sink.close)
+        return self.write_report(status, reason)

@@ -1,0 +1,78 @@
+"""The event stream on disk: every event, or one every so many steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..emit import EventWriter
+from ..event import Alert, Event
+
+__all__ = ["JsonlSink"]
+
+
+class JsonlSink:
+    """Writes events through an `EventWriter`, opened at the first event.
+
+    A full or unwritable disk costs events, which are counted; each next event tries again, opening included.
+
+    Args:
+        path: The stream's file.
+        interval: Steps between training events; the first at or after each multiple is written. Evaluation, summary,
+            checkpoint events, events with a note, and the last event are always written.
+    """
+
+    def __init__(self, path: Path, interval: int = 1) -> None:
+        self.path = path
+        self.interval = interval
+        self.lost = 0
+        self._writer: EventWriter | None = None
+        self._due = interval
+        self._pending: Event | None = None
+
+    def start_at(self, step: int) -> None:
+        """Sets the first due step of a resumed run."""
+        self._due = (step // self.interval + 1) * self.interval
+
+    def write(self, event: Event) -> None:
+        """Writes the event if it is due, or keeps it as the possibly last one."""
+        if self.interval > 1:
+            if self._pending is not None and event.phase == "train":
+                # Tokens of events that are not written belong to the next one that is.
+                event = event._replace(data_slice=_sum(self._pending.data_slice, event.data_slice))
+                self._pending = None
+            if event.phase == "train" and event.step < self._due and not event.notes:
+                self._pending = event
+                return
+            if event.phase == "train":
+                self._due = (event.step // self.interval + 1) * self.interval
+        self._put(event)
+
+    def _put(self, event: Event) -> None:
+        try:
+            if self._writer is None:
+                self._writer = EventWriter(self.path)
+            self._writer.write(event)
+        except OSError:
+            self.lost += 1
+            raise
+
+    def alert(self, alert: Alert, alerts: list[Alert]) -> None:
+        """Nothing: an alert stands in its event's notes."""
+
+    def close(self) -> None:
+        """Writes the last event if it was not due, and closes the file."""
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                self._put(pending)
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+
+def _sum(first: object, second: object) -> dict[str, int]:
+    total = dict(first)  # type: ignore[call-overload]
+    for name, count in second.items():  # type: ignore[attr-defined]
+        total[name] = total.get(name, 0) + count
+    return total

@@ -1,0 +1,165 @@
+"""metrics.csv: one row a logged step, one column a metric, complete columns even for keys that appear late.
+
+Rows are numbers only, so a late column is a new header and some commas: the file is rewritten block by block, at most
+once a flush, however many columns came. What is logged at one step (training, evaluation, checkpoint) is one row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..event import Alert, Event
+from ..text import clean
+
+__all__ = ["MetricsCsvSink"]
+
+_FIXED = ("step", "wall_time")
+_ROWS_A_FLUSH = 256
+_BLOCK = 1 << 20
+
+
+class MetricsCsvSink:
+    """Writes `{run_id}_metrics.csv`, a few hundred rows at a time.
+
+    After a kill the file lacks the last rows; `rldk.recorder.rebuild` makes it whole from the event stream.
+
+    Args:
+        path: The file.
+        resume_at: None for a new file. Otherwise the step that a resumed run goes on from: rows up to it stay.
+    """
+
+    def __init__(self, path: Path, resume_at: int | None = None) -> None:
+        self.path = path
+        self.lost = 0
+        self._columns: dict[str, int] = {name: index for index, name in enumerate(_FIXED)}
+        self._in_file = 0  # columns that the file's header has; 0 while there is no file of ours
+        self._step: int | None = None
+        self._row: list[Any] = []
+        self._lines: list[bytes] = []
+        if resume_at is not None:
+            self._take_over(resume_at)
+
+    def write(self, event: Event) -> None:
+        """Adds the event's metrics to the row of its step."""
+        if event.step != self._step:
+            self._end_row()
+            self._step = event.step
+            self._row = [event.step, event.wall_time]
+        columns, row = self._columns, self._row
+        for name, value in event.metrics.items():
+            index = columns.get(name)
+            if index is None:
+                index = columns[name] = len(columns)
+            if index == len(row):
+                row.append(value)
+            else:
+                if index > len(row):
+                    row.extend([None] * (index + 1 - len(row)))
+                row[index] = value
+
+    def _end_row(self) -> None:
+        if self._step is None:
+            return
+        row = self._row
+        row.extend([None] * (len(self._columns) - len(row)))
+        # JSON's number format is CSV's; only `null` and what is not finite is not.
+        line = orjson.dumps(row)[1:-1]
+        if b"null" in line:
+            line = b",".join(_cell(value) for value in row)
+        self._lines.append(line)
+        self._step = None
+        if len(self._lines) >= _ROWS_A_FLUSH:
+            self._flush()
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        width = len(self._columns)
+        padded = (line + b"," * (width - 1 - line.count(b",")) for line in lines)
+        block = b"\n".join(padded) + b"\n" if lines else b""
+        try:
+            if width != self._in_file:
+                self._rewrite(width)
+            with open(self.path, "ab") as file:
+                file.write(block)
+        except OSError:
+            self.lost += len(lines)
+            raise
+
+    def _rewrite(self, width: int) -> None:
+        """Gives the file a header of `width` columns and its old rows the commas that they lack."""
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as new:
+            new.write(_header(self._columns))
+            if self._in_file:
+                commas = b"," * (width - self._in_file) + b"\n"
+                with open(self.path, "rb") as old:
+                    old.readline()
+                    while block := old.read(_BLOCK):
+                        new.write(block.replace(b"\n", commas))
+        os.replace(temporary, self.path)
+        self._in_file = width
+
+    def _take_over(self, resume_at: int) -> None:
+        """Keeps the rows of an earlier part of the run, up to the step that it goes on from."""
+        try:
+            with open(self.path, newline="", encoding="utf-8") as old:
+                rows = csv.reader(old)
+                header = next(rows, None)
+                if not header or tuple(header[:2]) != _FIXED:
+                    return
+                self._columns = {name: index for index, name in enumerate(header)}
+                kept = (row for row in rows if len(row) == len(header) and _step_of(row) <= resume_at)
+                temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+                with open(temporary, "w", newline="", encoding="utf-8") as new:
+                    writer = csv.writer(new, lineterminator="\n")
+                    writer.writerow(header)
+                    writer.writerows(kept)
+            os.replace(temporary, self.path)
+            self._in_file = len(header)
+        except (OSError, csv.Error, UnicodeDecodeError):
+            # No earlier file, or none that is ours: a new one begins, and the events still have everything.
+            self._columns = {name: index for index, name in enumerate(_FIXED)}
+
+    def alert(self, alert: Alert, alerts: list[Alert]) -> None:
+        """Nothing: alerts have their own file."""
+
+    def close(self) -> None:
+        """Writes the rows that are still in memory."""
+        self._end_row()
+        if self._lines:
+            self._flush()
+
+
+def _step_of(row: list[str]) -> float:
+    try:
+        return float(row[0])
+    except ValueError:
+        return math.inf
+
+
+def _cell(value: Any) -> bytes:
+    if value is None:
+        return b""
+    if isinstance(value, float) and not math.isfinite(value):
+        return b"nan" if value != value else b"inf" if value > 0 else b"-inf"
+    return orjson.dumps(value)
+
+
+def _header(names: Iterable[str]) -> bytes:
+    """The header line. A name that a spreadsheet would run as a formula gets an apostrophe in front."""
+    cells = []
+    for name in names:
+        name = clean(name.encode("utf-8", "replace").decode("utf-8"))
+        cells.append("'" + name if name[:1] in ("=", "+", "-", "@") else name)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode("utf-8")

@@ -1,0 +1,35 @@
+"""Numbers and foreign strings, made fit for a terminal, a log line or a spreadsheet."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["clean", "number"]
+
+
+def clean(text: str) -> str:
+    """Escapes control characters (terminal escapes, newlines, direction overrides), so that text stays text.
+
+    Example:
+        >>> clean("loss\\x1b[31m")
+        'loss\\\\x1b[31m'
+    """
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def number(value: float | int | None) -> str:
+    """A number in at most about nine characters; None is ``none``.
+
+    Example:
+        >>> number(0.000123456), number(1234567), number(12.5), number(None)
+        ('0.0001235', '1234567', '12.5', 'none')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) < 1e9):
+        return str(int(value))
+    return f"{value:.4g}"
