@@ -3,7 +3,7 @@
 Each pair has two ends for one story: a mostly happy one, which is preferred, and a mostly sad one. The loss falls
 from 0.69 (a coin toss between the two) to about 0.4. Nothing is downloaded, and two CPU cores are enough.
 
-    python examples/dpo.py --output-dir ./rldk_dpo_logs
+    python examples/dpo.py --output-dir ./rldk_logs/dpo
 """
 
 import argparse
@@ -34,7 +34,7 @@ def make_pairs(count, seed=0):
 def parse_args():
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, default=Path("./rldk_dpo_logs"), help="where rldk writes its files")
+    parser.add_argument("--output-dir", type=Path, default=Path("./rldk_logs/dpo"), help="where rldk writes its files")
     parser.add_argument("--steps", type=int, default=100, help="DPO steps (default: 100)")
     return parser.parse_args()
 
@@ -57,8 +57,8 @@ def main():
             output_dir=str(args.output_dir / "trainer"),
             max_steps=args.steps,
             per_device_train_batch_size=32,
-            learning_rate=2e-4,
-            beta=0.2,
+            learning_rate=1e-4,
+            beta=0.3,
             logging_steps=1,  # rldk records every step; its own lines come every `log_interval` steps
             save_strategy="no",
             report_to="none",

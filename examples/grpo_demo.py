@@ -58,7 +58,7 @@ def main():
             per_device_train_batch_size=64,  # 8 prompts with 8 completions each
             num_generations=8,
             max_completion_length=48,  # the stories end by themselves after about 25 tokens
-            learning_rate=4e-4,
+            learning_rate=3e-4,
             beta=0.08,  # a little KL penalty, so that the divergence from the first model is logged
             logging_steps=1,  # rldk records every step; its own lines come every `log_interval` steps
             save_strategy="no",

@@ -3,7 +3,7 @@
 The model starts untrained and learns to write small stories; its loss falls from 5.5 to about 0.9, as low as the
 random choices in the stories allow. Nothing is downloaded, and two CPU cores are enough.
 
-    python examples/sft.py --output-dir ./rldk_sft_logs
+    python examples/sft.py --output-dir ./rldk_logs/sft
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rldk.integrations.trl import RLDKCallback
 def parse_args():
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, default=Path("./rldk_sft_logs"), help="where rldk writes its files")
+    parser.add_argument("--output-dir", type=Path, default=Path("./rldk_logs/sft"), help="where rldk writes its files")
     parser.add_argument("--steps", type=int, default=200, help="training steps (default: 200)")
     return parser.parse_args()
 

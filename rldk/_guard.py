@@ -41,7 +41,7 @@ class Guard:
         """Calls a function, returning None if it raises."""
         try:
             return function(*args)
-        except Exception as error:  # the guard's purpose: nothing of rldk's may reach the training loop
+        except Exception as error:  # noqa: BLE001  # the guard's purpose: nothing of rldk's may reach the training loop
             self.caught(place, error)
             return None
 
@@ -53,7 +53,7 @@ def guarded(method: F) -> F:
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return method(self, *args, **kwargs)
-        except Exception as error:  # the guard's purpose, see the module's text
+        except Exception as error:  # noqa: BLE001  # the guard's purpose, see the module's text
             self.guard.caught(method.__name__, error)
             return None
 

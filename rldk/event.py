@@ -193,7 +193,7 @@ def decode(record: Mapping[str, Any]) -> Event | None:
     rng, data, notes = record.get("rng"), record.get("data_slice"), record.get("notes")
     return Event(
         step,
-        wall_time if type(wall_time) in (float, int) else math.nan,
+        wall_time if isinstance(wall_time, (float, int)) else math.nan,
         metrics,
         phase if type(phase) is str else "train",
         rng if type(rng) is dict else {},

@@ -66,7 +66,7 @@ class Monitor:
         for watch in watches:
             try:
                 answer = watch.detector.judge(event)
-            except Exception as error:  # a detector that fails must not take the others, or the run, with it
+            except Exception as error:  # noqa: BLE001  # a detector that fails must not take the others, or the run, with it
                 self.guard.caught(f"detector {watch.detector.code}", error)
                 self._watches.remove(watch)
                 self._by_phase.clear()

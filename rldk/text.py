@@ -8,11 +8,11 @@ __all__ = ["clean", "number"]
 
 
 def clean(text: str) -> str:
-    """Escapes control characters (terminal escapes, newlines, direction overrides), so that text stays text.
+    r"""Escapes control characters (terminal escapes, newlines, direction overrides), so that text stays text.
 
     Example:
-        >>> clean("loss\\x1b[31m")
-        'loss\\\\x1b[31m'
+        >>> clean("loss\x1b[31m")
+        'loss\\x1b[31m'
     """
     return "".join(character if character.isprintable() else _escape(character) for character in text)
 

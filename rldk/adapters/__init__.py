@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from functools import lru_cache
+from functools import cache
 
 from .. import _registry
 from ._base import Adapter, sniff
@@ -12,7 +12,7 @@ from ._base import Adapter, sniff
 __all__ = ["Adapter", "formats", "sniff"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def formats() -> dict[str, type[Adapter]]:
     """All formats by name, the most particular first."""
     found = {

@@ -27,7 +27,8 @@ class NamedValues(Adapter):
     def events(self) -> Iterator[Event]:
         """Yields one event for each run of lines with the same step."""
         step: int | None = None
-        run_id, wall_time, metrics = "", math.nan, {}
+        run_id, wall_time = "", math.nan
+        metrics: dict[str, Any] = {}
         for number, record in read_records(self.path, self.damage):
             name, value, at = record.get("name"), record.get("value"), whole_number(record.get("step"))
             if not isinstance(name, str) or at is None or isinstance(value, bool) or not _is_number(value):

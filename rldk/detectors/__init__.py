@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from .. import _registry
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def detector_classes() -> dict[str, type[Detector]]:
     """All detectors by code, in the order of their codes."""
     found = {}

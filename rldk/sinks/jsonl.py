@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..emit import EventWriter
@@ -71,8 +72,5 @@ class JsonlSink:
                 self._writer = None
 
 
-def _sum(first: object, second: object) -> dict[str, int]:
-    total = dict(first)  # type: ignore[call-overload]
-    for name, count in second.items():  # type: ignore[attr-defined]
-        total[name] = total.get(name, 0) + count
-    return total
+def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}

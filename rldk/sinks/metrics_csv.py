@@ -70,9 +70,12 @@ class MetricsCsvSink:
             return
         row = self._row
         row.extend([None] * (len(self._columns) - len(row)))
-        # JSON's number format is CSV's; only `null` and what is not finite is not.
+        # JSON's number format is CSV's. A null is an empty cell, unless it stands for NaN or Inf.
         line = orjson.dumps(row)[1:-1]
-        if b"null" in line:
+        nulls = line.count(b"null")
+        if nulls == row.count(None):
+            line = line.replace(b"null", b"")
+        else:
             line = b",".join(_cell(value) for value in row)
         self._lines.append(line)
         self._step = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from packaging.specifiers import SpecifierSet
@@ -26,7 +26,7 @@ MAX_NAMES = 10_000
 _TOO_MANY = ""
 
 
-@lru_cache(maxsize=None)
+@cache
 def families() -> dict[str, Family]:
     """All trainer families by name, found in this package."""
     found = [module.FAMILY for module in _registry.modules_of(sys.modules[__name__])]
@@ -166,6 +166,7 @@ def _is_evaluation(metrics: Mapping[str, Any]) -> bool:
 
 def _number(value: Any) -> float | int | None:
     """Reads a number from what people put into logs: numpy scalars, 0-d arrays and tensors, huge integers."""
+    number: float | int | None
     if value is None or type(value) in (float, int):
         number = value
     elif isinstance(value, (str, bytes)):
