@@ -25,16 +25,17 @@ def make_pairs(count, seed=0):
     pairs = []
     for _ in range(count):
         opening = make_opening(rng)
-        happy = make_rest(opening, rng, happy_share=0.7)
-        sad = make_rest(opening, rng, happy_share=0.2)
+        happy = make_rest(opening, rng, happy_fraction=0.7)
+        sad = make_rest(opening, rng, happy_fraction=0.2)
         pairs.append({"prompt": opening, "chosen": " " + happy, "rejected": " " + sad})
     return Dataset.from_list(pairs)
 
 
 def parse_args():
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, default=Path("./rldk_logs/dpo"), help="where rldk writes its files")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--output-dir", type=Path, default=Path("./rldk_logs/dpo"), help="where the files go")
     parser.add_argument("--steps", type=int, default=100, help="DPO steps (default: 100)")
     return parser.parse_args()
 
@@ -55,6 +56,7 @@ def main():
         model=model_path,
         args=DPOConfig(
             output_dir=str(args.output_dir / "trainer"),
+            run_name="dpo",  # names the run's files
             max_steps=args.steps,
             per_device_train_batch_size=32,
             learning_rate=1e-4,

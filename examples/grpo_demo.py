@@ -1,7 +1,7 @@
 """Trains a tiny language model with TRL's GRPOTrainer while rldk records the run.
 
 The model continues stories ("Anna walked to the park. ..."); the reward is the share of happy words among the
-happy and sad ones it writes. It starts near 0.3 and rises to about 0.8. Everything is real (model, trainer,
+happy and sad ones it writes. It starts near 0.3 and rises above 0.8. Everything is real (model, trainer,
 rewards, gradients) and small enough for two CPU cores; nothing is downloaded.
 
     python examples/grpo_demo.py --output-dir ./rldk_demo_logs
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from datasets import Dataset
-from tiny_lm import build_tiny_lm, happy_share, make_opening, set_up_process
+from tiny_lm import build_tiny_lm, happy_share, make_opening, set_up_process, write_stories
 from transformers import AutoTokenizer, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -28,8 +28,11 @@ def happy_words(completions, **kwargs):
 
 def parse_args():
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, default=Path("./rldk_demo_logs"), help="where rldk writes its files")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("./rldk_demo_logs"), help="where the files go"
+    )
     parser.add_argument("--steps", type=int, default=120, help="GRPO steps (default: 120)")
     return parser.parse_args()
 
@@ -45,7 +48,8 @@ def main():
     print("1/3 Pre-training a tiny language model on made-up stories ...", flush=True)
     model_path = build_tiny_lm(args.output_dir / "tiny_lm")
 
-    print(f"2/3 Training it with GRPO for {args.steps} steps: the reward is the share of happy words ...", flush=True)
+    print(f"2/3 Training it with GRPO for {args.steps} steps to write happy words ...", flush=True)
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
     rng = random.Random(0)
     prompts = Dataset.from_dict({"prompt": [make_opening(rng) for _ in range(1000)]})
     recorder = RLDKCallback(output_dir=args.output_dir, log_interval=10)
@@ -54,6 +58,7 @@ def main():
         reward_funcs=happy_words,
         args=GRPOConfig(
             output_dir=str(args.output_dir / "trainer"),
+            run_name="grpo_demo",  # names the run's files
             max_steps=args.steps,
             per_device_train_batch_size=64,  # 8 prompts with 8 completions each
             num_generations=8,
@@ -71,15 +76,18 @@ def main():
             seed=0,
         ),
         train_dataset=prompts,
-        processing_class=AutoTokenizer.from_pretrained(model_path),
+        processing_class=tokenizer,
         callbacks=[recorder],
     )
     trainer.remove_callback(PrinterCallback)  # it prints every row of metrics when there is no progress bar
     trainer.train()
 
-    print(f"3/3 Done in {time.time() - started:.0f} s.\n")
-    print(recorder.summary_text())
-    print("\nFiles:")
+    print(f"3/3 Done in {time.time() - started:.0f} s. What the model writes now:")
+    openings = [make_opening(rng) for _ in range(3)]
+    for opening, rest in zip(openings, write_stories(trainer.model, tokenizer, openings)):
+        print(f"  {opening}{rest}")
+
+    print(f"\n{recorder.summary_text()}\n\nFiles:")
     for name, path in recorder.files.items():
         print(f"  {name}: {path}")
 

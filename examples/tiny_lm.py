@@ -20,7 +20,13 @@ from pathlib import Path
 import datasets
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 PRONOUNS = {
@@ -41,11 +47,11 @@ def make_opening(rng):
     return f"{rng.choice(list(PRONOUNS))} {rng.choice(MOVES)} to the {rng.choice(PLACES)}."
 
 
-def make_rest(opening, rng, happy_share=0.3):
-    """Returns the rest of a story, in which about `happy_share` of the adjectives are happy ones."""
+def make_rest(opening, rng, happy_fraction=0.3):
+    """Returns the rest of a story, in which about `happy_fraction` of the adjectives are happy ones."""
 
     def mood():
-        return rng.choice(HAPPY if rng.random() < happy_share else SAD)
+        return rng.choice(HAPPY if rng.random() < happy_fraction else SAD)
 
     who = PRONOUNS[opening.split()[0]]
     sentences = [
@@ -78,7 +84,9 @@ def make_tokenizer(stories):
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<pad>", "<s>", "</s>", "<unk>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "<s>", "</s>", "<unk>"], show_progress=False
+    )
     bpe.train_from_iterator(stories, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,

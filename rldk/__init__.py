@@ -9,6 +9,8 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from ._register import register
+
 if TYPE_CHECKING:
     from .emit import EventWriter as EventWriter
     from .ingest import ingest_runs as ingest_runs
@@ -37,3 +39,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register()

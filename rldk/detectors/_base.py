@@ -17,7 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple, Union
+from typing import Any, ClassVar, NamedTuple
 
 from ..event import Event, Severity
 from ..exceptions import ConfigurationError
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
     evidence: Mapping[str, Any] = {}
 
 
-Answer = Union[State, Finding]
+Answer = State | Finding
 
 
 class Example(NamedTuple):

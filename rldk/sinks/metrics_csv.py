@@ -22,6 +22,7 @@ from ..text import clean
 __all__ = ["MetricsCsvSink"]
 
 _FIXED = ("step", "wall_time")
+_ROWS_HELD = 320
 _ROWS_A_FLUSH = 256
 _BLOCK = 1 << 20
 
@@ -29,7 +30,7 @@ _BLOCK = 1 << 20
 class MetricsCsvSink:
     """Writes `{run_id}_metrics.csv`, a few hundred rows at a time.
 
-    After a kill the file lacks the last rows; `rldk.recorder.rebuild` makes it whole from the event stream.
+    After a kill the file lacks the last rows; `rldk.rebuild` makes it whole from the event stream.
 
     Args:
         path: The file.
@@ -41,19 +42,18 @@ class MetricsCsvSink:
         self.lost = 0
         self._columns: dict[str, int] = {name: index for index, name in enumerate(_FIXED)}
         self._in_file = 0  # columns that the file's header has; 0 while there is no file of ours
-        self._step: int | None = None
-        self._row: list[Any] = []
-        self._lines: list[bytes] = []
+        self._rows: dict[int, list[Any]] = {}  # by step, in order; rows that are not in the file yet
         if resume_at is not None:
             self._take_over(resume_at)
 
     def write(self, event: Event) -> None:
         """Adds the event's metrics to the row of its step."""
-        if event.step != self._step:
-            self._end_row()
-            self._step = event.step
-            self._row = [event.step, event.wall_time]
-        columns, row = self._columns, self._row
+        row = self._rows.get(event.step)
+        if row is None:
+            if len(self._rows) >= _ROWS_HELD:
+                self._flush(_ROWS_A_FLUSH)
+            row = self._rows[event.step] = [event.step, event.wall_time]
+        columns = self._columns
         for name, value in event.metrics.items():
             index = columns.get(name)
             if index is None:
@@ -65,35 +65,18 @@ class MetricsCsvSink:
                     row.extend([None] * (index + 1 - len(row)))
                 row[index] = value
 
-    def _end_row(self) -> None:
-        if self._step is None:
-            return
-        row = self._row
-        row.extend([None] * (len(self._columns) - len(row)))
-        # JSON's number format is CSV's. A null is an empty cell, unless it stands for NaN or Inf.
-        line = orjson.dumps(row)[1:-1]
-        nulls = line.count(b"null")
-        if nulls == row.count(None):
-            line = line.replace(b"null", b"")
-        else:
-            line = b",".join(_cell(value) for value in row)
-        self._lines.append(line)
-        self._step = None
-        if len(self._lines) >= _ROWS_A_FLUSH:
-            self._flush()
-
-    def _flush(self) -> None:
-        lines, self._lines = self._lines, []
+    def _flush(self, count: int) -> None:
+        """Writes the oldest rows. The newest stay, since a checkpoint's analysis comes a few steps late."""
         width = len(self._columns)
-        padded = (line + b"," * (width - 1 - line.count(b",")) for line in lines)
-        block = b"\n".join(padded) + b"\n" if lines else b""
+        steps = list(self._rows)[:count]
+        block = b"".join(_line(self._rows.pop(step), width) for step in steps)
         try:
-            if width != self._in_file:
+            if width != self._in_file or not self.path.exists():
                 self._rewrite(width)
             with open(self.path, "ab") as file:
                 file.write(block)
         except OSError:
-            self.lost += len(lines)
+            self.lost += len(steps)
             raise
 
     def _rewrite(self, width: int) -> None:
@@ -102,7 +85,7 @@ class MetricsCsvSink:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as new:
             new.write(_header(self._columns))
-            if self._in_file:
+            if self._in_file and self.path.exists():
                 commas = b"," * (width - self._in_file) + b"\n"
                 with open(self.path, "rb") as old:
                     old.readline()
@@ -137,9 +120,17 @@ class MetricsCsvSink:
 
     def close(self) -> None:
         """Writes the rows that are still in memory."""
-        self._end_row()
-        if self._lines:
-            self._flush()
+        if self._rows:
+            self._flush(len(self._rows))
+
+
+def _line(row: list[Any], width: int) -> bytes:
+    row.extend([None] * (width - len(row)))
+    # JSON's number format is CSV's. A null is an empty cell, unless it stands for NaN or Inf.
+    line = orjson.dumps(row)[1:-1]
+    if line.count(b"null") == row.count(None):
+        return line.replace(b"null", b"") + b"\n"
+    return b",".join(_cell(value) for value in row) + b"\n"
 
 
 def _step_of(row: list[str]) -> float:
