@@ -1,7 +1,7 @@
 """Trains a tiny language model with TRL's GRPOTrainer while rldk records the run.
 
 The model continues stories ("Anna walked to the park. ..."); the reward is the share of happy words among the
-happy and sad ones it writes. It starts near 0.3 and rises above 0.8. Everything is real (model, trainer,
+happy and sad ones it writes. It starts near 0.3 and rises to about 0.9. Everything is real (model, trainer,
 rewards, gradients) and small enough for two CPU cores; nothing is downloaded.
 
     python examples/grpo_demo.py --output-dir ./rldk_demo_logs
@@ -62,9 +62,9 @@ def main():
             max_steps=args.steps,
             per_device_train_batch_size=64,  # 8 prompts with 8 completions each
             num_generations=8,
-            max_completion_length=48,  # the stories end by themselves after about 25 tokens
-            learning_rate=3e-4,
-            beta=0.08,  # a little KL penalty, so that the divergence from the first model is logged
+            max_completion_length=48,  # the stories end by themselves after about 21 tokens
+            learning_rate=4e-4,
+            beta=0.1,  # a little KL penalty, so that the divergence from the first model is logged
             logging_steps=1,  # rldk records every step; its own lines come every `log_interval` steps
             save_strategy="no",
             report_to="none",

@@ -4,8 +4,8 @@ Nothing is downloaded. The training text is made here from a small grammar of th
 
     Anna walked to the park. She saw a lovely dog. The sky was dark. She went home glad and tired.
 
-and every adjective is either happy or sad, which gives the examples something to reward. `build_tiny_lm` trains a
-byte-pair tokenizer and a two-layer Llama on these stories and saves both to a folder that any trainer can load.
+and every adjective is either happy or sad, which gives the examples something to reward. `build_tiny_lm` makes
+a word tokenizer, trains a two-layer Llama on these stories and saves both to a folder that any trainer can load.
 
 Run this file to see what the model writes:
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -39,7 +39,7 @@ THINGS = ["bird", "boat", "book", "cake", "cat", "dog", "flower", "friend", "hor
 SCENES = ["sky", "weather", "road", "music", "food", "house"]
 
 HAPPY = ["bright", "calm", "cheerful", "friendly", "glad", "kind", "lovely", "merry", "proud", "sweet"]
-SAD = ["angry", "bitter", "cold", "dark", "dull", "gloomy", "lonely", "sick", "tired", "weary"]
+SAD = ["bitter", "cold", "dark", "dull", "gloomy", "grim", "lonely", "sick", "tired", "weary"]
 
 
 def make_opening(rng):
@@ -80,16 +80,16 @@ def make_stories(count, seed=0):
 
 
 def make_tokenizer(stories):
-    """Trains a byte-pair tokenizer; the vocabulary is so small that nearly every word becomes one token."""
-    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<pad>", "<s>", "</s>", "<unk>"], show_progress=False
+    """Makes a tokenizer whose tokens are the words of the stories, each with the space before it, and the full stop."""
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|\."), behavior="isolated")
+    words.decoder = decoders.Fuse()
+    special_tokens = ["<pad>", "<s>", "</s>", "<unk>"]
+    words.train_from_iterator(
+        stories, trainers.WordLevelTrainer(special_tokens=special_tokens, show_progress=False)
     )
-    bpe.train_from_iterator(stories, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+        tokenizer_object=words,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from .event import sanitised
+
 __all__ = ["read_object", "replace_bytes", "replace_json"]
 
 
@@ -34,7 +36,12 @@ def replace_json(path: Path, value: Any) -> None:
         OSError: If it cannot be written.
     """
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
-    replace_bytes(path, orjson.dumps(value, default=str, option=options))
+    try:
+        content = orjson.dumps(value, default=str, option=options)
+    except TypeError:
+        # Lone surrogates in a metric's name or integers beyond 64 bits: never worth losing a report.
+        content = orjson.dumps(sanitised(value), option=options)
+    replace_bytes(path, content)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import orjson
 
 from .event import PHASES, Event, encode, timestamp
 from .exceptions import ConfigurationError
-from .metrics import canonical_name
+from .metrics import canonical_names
+from .vocabulary import plain_number
 
 __all__ = ["EventWriter"]
 
@@ -82,29 +83,31 @@ class EventWriter:
 
         Args:
             step: The step, a whole number.
-            metrics: Names to numbers. Synonyms (`kl`, `learning_rate`) become canonical names.
+            metrics: Names to numbers, None, or what holds one number (numpy scalars, tensors of one element). Synonyms
+                (`kl`, `learning_rate`) become canonical names.
             name: With `value`, one metric instead of `metrics`.
             value: See `name`.
             phase: `train`, `eval`, `checkpoint` or `summary`.
             notes: Free text.
 
         Raises:
-            ConfigurationError: If neither or both of `metrics` and `name` are given, or the phase is unknown.
+            ConfigurationError: If neither or both of `metrics` and `name` are given, the phase is unknown, the step is
+                no whole number of 64 bits, or a value is no number; nothing is written then.
             OSError: If the line cannot be written; the next call tries again.
         """
-        if (metrics is None) == (name is None):
+        if (metrics is None) == (name is None) or (metrics is not None and value is not None):
             raise ConfigurationError("log() takes either metrics={...} or name= and value=, and exactly one of them")
         if phase not in PHASES:
             raise ConfigurationError(f"phase must be one of {', '.join(PHASES)}; got {phase!r}")
-        if isinstance(step, bool) or not isinstance(step, int):
-            raise ConfigurationError(f"step must be an int; got {step!r}")
-        given = metrics if metrics is not None else {str(name): value}
+        if isinstance(step, bool) or not isinstance(step, int) or not -(2**63) <= step < 2**63:
+            raise ConfigurationError(f"step must be an int of at most 64 bits; got {step!r}")
+        given = _numbers(metrics if metrics is not None else {str(name): value})
         now = time.time()
         self.write(
             Event(
                 step,
                 round(now - self._began, 6),
-                {canonical_name(key): item for key, item in given.items()},
+                canonical_names(given),
                 phase,
                 self._rng,
                 {},
@@ -146,6 +149,16 @@ class EventWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _numbers(metrics: Mapping[Any, Any]) -> dict[str, float | int | None]:
+    numbers = {}
+    for name, value in metrics.items():
+        try:
+            numbers[str(name)] = plain_number(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigurationError(f"the value of metric {name!r} must be a number or None: {error}") from error
+    return numbers
 
 
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-__all__ = ["PHASES", "Alert", "Event", "Severity", "decode", "encode", "timestamp"]
+__all__ = ["PHASES", "Alert", "Event", "Severity", "decode", "encode", "sanitised", "timestamp"]
 
 PHASES = ("train", "eval", "checkpoint", "summary")
 
@@ -116,6 +116,16 @@ def _nonfinite_name(value: float) -> str:
     return "nan" if value != value else "inf" if value > 0 else "-inf"
 
 
+def _nonfinite_kind(value: Any) -> str:
+    """What the line calls a value that JSON has no number for; empty for all others, None included."""
+    try:
+        return "" if value is None or math.isfinite(value) else _nonfinite_name(value)
+    except TypeError:
+        return ""  # no number at all
+    except OverflowError:
+        return _nonfinite_name(value)  # an integer beyond the largest float
+
+
 def timestamp(seconds: float) -> str:
     """Formats seconds since the epoch as UTC, ISO 8601 with milliseconds: ``2026-11-21T07:00:00.123Z``."""
     moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
@@ -139,30 +149,27 @@ def encode(event: Event) -> bytes:
     # instead of a test a metric. None and foreign values take the slow path too.
     try:
         clean = math.isfinite(sum(metrics.values()))  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, OverflowError):
         clean = False
     if not clean:
-        nonfinite = {
-            name: _nonfinite_name(value)
-            for name, value in metrics.items()
-            if isinstance(value, float) and not math.isfinite(value)
-        }
+        nonfinite = {name: kind for name, value in metrics.items() if (kind := _nonfinite_kind(value))}
         if nonfinite:
             line["nonfinite"] = nonfinite
     try:
         return orjson.dumps(line, option=_OPTIONS | orjson.OPT_APPEND_NEWLINE)
     except TypeError:
         # Lone surrogates in a name or integers beyond 64 bits: rare, and never worth losing the line.
-        return orjson.dumps(_sanitised(line), option=_OPTIONS | orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(sanitised(line), option=_OPTIONS | orjson.OPT_APPEND_NEWLINE)
 
 
-def _sanitised(value: Any) -> Any:
+def sanitised(value: Any) -> Any:
+    """A copy of a value that JSON can hold: no lone surrogates, no integers beyond 64 bits, plain types."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, Mapping):
-        return {_sanitised(str(key)): _sanitised(item) for key, item in value.items()}
+        return {sanitised(str(key)): sanitised(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_sanitised(item) for item in value]
+        return [sanitised(item) for item in value]
     if isinstance(value, bool) or value is None or isinstance(value, float):
         return value
     if isinstance(value, int):
@@ -178,10 +185,17 @@ def _as_float(value: int) -> float:
 
 
 def decode(record: Mapping[str, Any]) -> Event | None:
-    """Reads one parsed line back. Returns None if the record is not an event (wrong types, no step)."""
+    """Reads one parsed line back. Returns None if the record is not an event (wrong types, no step).
+
+    What is of a wrong type inside an event is left out of it, so that who reads events can trust their types.
+    """
     step, metrics = record.get("step"), record.get("metrics")
-    if type(step) is not int or type(metrics) is not dict:
+    if type(step) is not int or type(metrics) is not dict or not -(2**63) <= step < 2**63:
         return None
+    try:
+        sum(metrics.values())  # one C call that fails on all but numbers, instead of a test a metric
+    except TypeError:
+        metrics = {name: value for name, value in metrics.items() if value is None or isinstance(value, (int, float))}
     nonfinite = record.get("nonfinite")
     if type(nonfinite) is dict:
         for name, kind in nonfinite.items():
@@ -190,7 +204,12 @@ def decode(record: Mapping[str, Any]) -> Event | None:
     wall_time, info = record.get("wall_time"), record.get("model_info")
     info = dict(info) if type(info) is dict else {}
     phase = info.pop("phase", "train")
+    if "run_id" in info and type(info["run_id"]) is not str:
+        run_id = info.pop("run_id")
+        if type(run_id) in (int, float):
+            info["run_id"] = str(run_id)
     rng, data, notes = record.get("rng"), record.get("data_slice"), record.get("notes")
+    time = record.get("time")
     return Event(
         step,
         wall_time if isinstance(wall_time, (float, int)) else math.nan,
@@ -200,5 +219,5 @@ def decode(record: Mapping[str, Any]) -> Event | None:
         data if type(data) is dict else {},
         info,
         tuple(note for note in notes if type(note) is str) if type(notes) is list else (),
-        str(record.get("time", "")),
+        time if type(time) is str else "",
     )

@@ -169,7 +169,9 @@ class FrameBuilder:
             ),
         }
         for name, index in self._names.items():
-            key = name if name not in data else f"metrics/{name}"
+            key = name
+            while key in data:  # a metric called `step`, say
+                key = f"metrics/{key}"
             data[key] = _taken(_floats(self._columns[index]), order)
             self._columns[index] = array("d")  # the frame has it now, or a reordered copy
         frame = pd.DataFrame(data, copy=False)

@@ -18,6 +18,7 @@ from .adapters import Adapter, formats, sniff
 from .event import Event
 from .exceptions import ConfigurationError, EmptyLogError, NoLogsError, UnknownSchemaError
 from .metrics import METRICS, canonical_name, nearest
+from .text import clean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,11 +63,14 @@ def ingest_runs(
 
     mapping = _oriented(field_map)
     builder = FrameBuilder()
-    logs = [open_log(path, adapter_hint, mapping) for path in find_logs(source)]
+    logs, empty = _open_all(source, adapter_hint, mapping)
     for log in logs:
         run_id = _run_name(log.path)
-        for event in log.events():
-            builder.add(event, run_id)
+        try:
+            for event in log.events():
+                builder.add(event, run_id)
+        except OSError as error:
+            raise NoLogsError(f"cannot read {log.path}: {error}") from error
     damaged = [log.damage for log in logs if log.damage.count]
     if not len(builder):
         raise _nothing_read(logs)
@@ -74,6 +78,8 @@ def ingest_runs(
     frame.attrs["skipped_lines"] = sum(damage.count for damage in damaged)
     if damaged:
         warnings.warn("rldk: skipped lines: " + "; ".join(map(str, damaged[:10])), UserWarning, stacklevel=2)
+    if empty:
+        warnings.warn("rldk: skipped files: " + "; ".join(map(str, empty[:10])), UserWarning, stacklevel=2)
     return frame
 
 
@@ -83,8 +89,30 @@ def events_of(source: str | os.PathLike[str], adapter_hint: str | None = None) -
     Raises:
         IngestError: As `ingest_runs`.
     """
+    for log in _open_all(source, adapter_hint, None)[0]:
+        try:
+            yield from log.events()
+        except OSError as error:
+            raise NoLogsError(f"cannot read {log.path}: {error}") from error
+
+
+def _open_all(
+    source: str | os.PathLike[str], adapter_hint: str | None, field_map: Mapping[str, str] | None
+) -> tuple[list[Adapter], list[EmptyLogError]]:
+    """The adapters of a source's files, and the complaints about those that are empty.
+
+    A run that has just begun, or died at once, must not hide the others of its folder.
+    """
+    logs: list[Adapter] = []
+    empty: list[EmptyLogError] = []
     for path in find_logs(source):
-        yield from open_log(path, adapter_hint).events()
+        try:
+            logs.append(open_log(path, adapter_hint, field_map))
+        except EmptyLogError as error:
+            empty.append(error)
+    if not logs:
+        raise empty[0]
+    return logs, empty
 
 
 def find_logs(source: str | os.PathLike[str]) -> list[Path]:
@@ -120,9 +148,10 @@ def find_logs(source: str | os.PathLike[str]) -> list[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     for pattern in (_STREAMS, "*.jsonl"):
-        files = sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
-        if files:
-            return files
+        for place in (pattern, f"*/{pattern}"):
+            files = sorted(path for path in folder.glob(place) if path.is_file())
+            if files:
+                return files
     states = [*folder.glob(_STATE), *folder.glob(f"checkpoint-*/{_STATE}")]
     if states:
         return [max(states, key=lambda path: (path.parent == folder, _checkpoint_number(path)))]
@@ -160,7 +189,7 @@ def open_log(path: Path, adapter_hint: str | None = None, field_map: Mapping[str
                 return adapter(path, field_map)
     except OSError as error:
         raise NoLogsError(f"cannot read {path}: {error}") from error
-    raise EmptyLogError(f"{path} holds no line that is a JSON object")
+    raise EmptyLogError(f"{path} holds no line that is a JSON object, and no log_history")
 
 
 def _oriented(field_map: Mapping[str, str] | None) -> dict[str, str]:
@@ -194,13 +223,15 @@ def _nothing_read(logs: list[Adapter]) -> Exception:
     keys: dict[str, Any] = {key: value for record in records for key, value in record.items()}
     numeric = [key for key, value in keys.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
     pairs = {"step": next((key for key in numeric if "step" in key.lower() or "iter" in key.lower()), None)}
-    for key in numeric:
+    for key in numeric[:100]:  # each takes milliseconds
+        if key == pairs["step"]:
+            continue
         match = difflib.get_close_matches(key.rpartition("/")[2], list(METRICS), n=1)
         if match:
             pairs.setdefault(match[0], key)
     suggestion = {source: name for name, source in pairs.items() if source} or {"your_step_key": "step"}
     return UnknownSchemaError(
-        f"no step with a metric was recognised in {places}. Keys seen: {', '.join(list(keys)[:12])}. "
+        f"no step with a metric was recognised in {places}. Keys seen: {clean(', '.join(list(keys)[:12]))}. "
         f"Say which is which, for example field_map={suggestion!r}"
     )
 

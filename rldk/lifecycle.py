@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
-__all__ = ["Ending"]
+__all__ = ["Ending", "sweep"]
 
 logger = logging.getLogger("rldk")
 
@@ -30,10 +30,12 @@ class Ending:
 
     Args:
         finish: Called with a status and a reason, at most once.
+        state: The trainer's state, which is another object in each call of `train()`.
     """
 
-    def __init__(self, finish: Callable[[str, str], None]) -> None:
+    def __init__(self, finish: Callable[[str, str], None], state: object) -> None:
         self._finish = finish
+        self._state = weakref.ref(state)
         self._process = os.getpid()
         self._thread = threading.get_ident()
         self._frame_id, self._code = _training_frame()
@@ -114,6 +116,20 @@ class Ending:
 
 
 _watched: weakref.WeakSet[Ending] = weakref.WeakSet()
+
+
+def sweep(state: object) -> None:
+    """Ends the runs whose `train()` has gone unnoticed; called as another begins.
+
+    A frame's address is used again, so a run that seems to be in the very frame that begins now is over, unless it has
+    the same state: then it is another recorder of the same training.
+    """
+    frame_id, _ = _training_frame()
+    for ending in list(_watched):
+        if ending._frame_id == frame_id and ending._state() is not state:
+            ending._end()
+        else:
+            ending.poll()
 
 
 @atexit.register

@@ -7,10 +7,12 @@ Nothing else in rldk defines a metric. Which trainer calls it what is in `rldk.v
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
-__all__ = ["METRICS", "SYNONYMS", "Metric", "canonical_name", "lookup", "nearest"]
+__all__ = ["METRICS", "SYNONYMS", "Metric", "canonical_name", "canonical_names", "lookup", "nearest"]
+
+_V = TypeVar("_V")
 
 
 class Metric(NamedTuple):
@@ -187,6 +189,20 @@ def canonical_name(name: str) -> str:
     if name.startswith("eval_"):
         return "eval_" + canonical_name(name[len("eval_"):])
     return SYNONYMS.get(name, name)
+
+
+def canonical_names(metrics: Mapping[str, _V]) -> dict[str, _V]:
+    """Resolves the names of one record. Where two would become one, the later keeps its own: no value is lost.
+
+    Example:
+        >>> canonical_names({"kl": 0.1, "kl_mean": 0.2, "reward": 1.0})
+        {'kl': 0.1, 'kl_mean': 0.2, 'reward_mean': 1.0}
+    """
+    named: dict[str, _V] = {}
+    for given, value in metrics.items():
+        name = canonical_name(given)
+        named[given if name != given and (name in metrics or name in named) else name] = value
+    return named
 
 
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:

@@ -17,10 +17,10 @@ from ._files import read_object
 from .adapters.rldk_stream import RldkStream
 from .detectors import make_detectors
 from .event import Event
-from .exceptions import EmptyLogError, NoLogsError
+from .exceptions import ConfigurationError, EmptyLogError, NoLogsError
 from .ingest import find_logs
 from .recorder import Recorder
-from .runfiles import RunFiles
+from .runfiles import RunFiles, check_run_id
 from .timeline import standing
 
 __all__ = ["rebuild_run"]
@@ -60,7 +60,7 @@ def rebuild_run(
     if chosen is None:
         raise EmptyLogError(f"no event in {stream}")
     name = chosen or stream.stem.removesuffix("_events")
-    files = RunFiles.of(output_dir if output_dir is not None else stream.parent, name, stream)
+    files = RunFiles.of(output_dir if output_dir is not None else stream.parent, _file_name(name, stream), stream)
     manifest, report = read_object(files.manifest), read_object(files.report)
 
     def read() -> Iterator[Event]:
@@ -81,6 +81,14 @@ def rebuild_run(
             recorder.extra[key] = report[key]
     status, reason = _status(report, manifest)
     return recorder.close(status, reason)
+
+
+def _file_name(run_id: str, stream: Path) -> str:
+    """The run's id if it may be part of a file's name: in a stream from elsewhere it can be anything."""
+    try:
+        return check_run_id(run_id)
+    except ConfigurationError:
+        return stream.stem.removesuffix("_events")
 
 
 def _status(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -73,7 +73,9 @@ class Recorder:
             console.start_at(resume_at)
             if self._jsonl is not None:
                 self._jsonl.start_at(resume_at)
-        self._sinks: list[Sink] = [AlertsFileSink(files.alerts), MetricsCsvSink(files.metrics, resume_at), console]
+        self._sinks: list[Sink] = [
+            AlertsFileSink(files.alerts, self.monitor.alerts), MetricsCsvSink(files.metrics, resume_at), console,
+        ]
         if self._jsonl is not None:
             # First: whatever else fails, the line is on disk.
             self._sinks.insert(0, self._jsonl)

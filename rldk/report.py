@@ -87,7 +87,7 @@ def render_text(report: Mapping[str, Any]) -> str:
     reason = f" ({clean(str(report['reason']))})" if report.get("reason") else ""
     lines = [
         f"Run {clean(report['run_id'])}: {report['status']}{reason}, {totals['steps']} steps in "
-        f"{totals['wall_time']:.1f} s, {report.get('trainer') or 'unknown'} trainer",
+        f"{totals['wall_time']:.1f} s, {clean(str(report.get('trainer') or 'unknown'))} trainer",
         f"Health: {report['health']['verdict']}. {clean(report['health']['why'])}",
     ]
     if alerts["total"]:

@@ -56,7 +56,8 @@ class ResourceSampler:
     def stop(self) -> None:
         """Ends the thread; returns when it has ended, or after two seconds."""
         self._stop.set()
-        self._thread.join(timeout=2.0)
+        if threading.current_thread() is not self._thread:  # it may be the one that noticed the end of the run
+            self._thread.join(timeout=2.0)
 
     def take(self) -> dict[str, float]:
         """Means and peaks of the samples since the last call; empty if there was none."""

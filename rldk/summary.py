@@ -109,7 +109,7 @@ class Summary:
             if event.wall_time > self.wall_time:
                 self.wall_time = event.wall_time
             for name, count in event.data_slice.items():
-                if isinstance(count, (int, float)):
+                if isinstance(count, (int, float)) and math.isfinite(count):
                     self.tokens[name] = self.tokens.get(name, 0) + int(count)
             for name, value in event.metrics.items():
                 series = values.get(name)
@@ -135,5 +135,4 @@ class Summary:
             "events": dict(self.events),
             "wall_time": self.wall_time,
         }
-        totals.update(self.tokens)
-        return totals
+        return {**self.tokens, **totals}  # names of a damaged stream must not replace ours

@@ -14,7 +14,9 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Damage", "parse", "read_records"]
+from ..event import sanitised
+
+__all__ = ["Damage", "parse", "python_json", "read_records", "whole_number"]
 
 _BLOCK = 1 << 22
 _SHOWN = 5
@@ -52,10 +54,28 @@ def parse(line: bytes) -> Any:
         # Only a line that could hold Python's NaN is worth a second, slower look.
         if b"NaN" not in line and b"Infinity" not in line:
             raise
-        try:
-            return json.loads(line.decode("utf-8"))
-        except RecursionError as error:
-            raise ValueError("nested too deeply") from error
+        return python_json(line)
+
+
+def python_json(content: bytes) -> Any:
+    """Parses what Python's `json` writes, with values no wilder than orjson's.
+
+    Integers beyond 64 bits become floats, and lone surrogates question marks: neither fits into a DataFrame.
+
+    Raises:
+        ValueError: If it is no JSON.
+    """
+    try:
+        value = json.loads(content.decode("utf-8-sig"), parse_int=_integer)
+        return sanitised(value) if b"\\ud" in content.lower() else value
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _integer(digits: str) -> int | float:
+    # Twenty characters hold all of 64 bits. Longer ones are not even read as integers: Python refuses thousands of digits.
+    number = int(digits) if len(digits) <= 20 else 2**64
+    return number if -(2**63) <= number < 2**64 else float(digits)
 
 
 def read_records(path: Path, damage: Damage) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..event import Event
-from ..metrics import canonical_name
+from ..metrics import canonical_names
 from ._base import Adapter
 from ._flat import flat_events
 from ._lines import read_records
@@ -28,7 +28,7 @@ class Flexible(Adapter):
         """Yields an event for each line that has a step."""
         rows = ((number, _flatten(record)) for number, record in read_records(self.path, self.damage))
         for event in flat_events(rows, self.damage.add, self.field_map):
-            yield event._replace(metrics={canonical_name(name): value for name, value in event.metrics.items()})
+            yield event._replace(metrics=canonical_names(event.metrics))
 
 
 def _flatten(record: dict[str, Any]) -> dict[str, Any]:

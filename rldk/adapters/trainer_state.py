@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import orjson
 from ..event import Event
 from ._base import Adapter
 from ._flat import flat_events
+from ._lines import parse, python_json
 
 _HEAD = 1 << 16
 
@@ -27,11 +27,18 @@ class TrainerState(Adapter):
         """By its name, its beginning, or its only record."""
         if len(records) == 1 and isinstance(records[0].get("log_history"), list):
             return True
-        if records:
-            return False
         with open(path, "rb") as file:
             head = file.read(_HEAD).lstrip(b"\xef\xbb\xbf \t\r\n")
-        return head.startswith(b"[") or (head.startswith(b"{") and path.suffix == ".json")
+        if not (head.startswith(b"[") or (head.startswith(b"{") and path.suffix == ".json")):
+            return False
+        if records and _is_object(head.partition(b"\n")[0]):
+            return False
+        # A document with a row a line looks like damaged lines, and a log line may begin with a bracket: only the
+        # whole tells. One that does not parse, and has no line that does, is a document too, cut off.
+        try:
+            return _rows_of(_document(path)) is not None
+        except ValueError:
+            return not records
 
     def events(self) -> Iterator[Event]:
         """Yields an event a row of the log history."""
@@ -45,18 +52,32 @@ class TrainerState(Adapter):
         yield from flat_events(numbered, self.damage.add, self.field_map)
 
     def _rows(self) -> list[Any]:
-        content = self.path.read_bytes()
         try:
-            document = orjson.loads(content)
-        except orjson.JSONDecodeError:
-            # With the NaN filter off, transformers writes a bare NaN, which is not JSON but which Python reads.
-            try:
-                document = json.loads(content.decode("utf-8-sig"))
-            except (ValueError, RecursionError):
-                self.damage.add(1)
-                return []
-        rows = document.get("log_history") if isinstance(document, dict) else document
-        if not isinstance(rows, list):
+            rows = _rows_of(_document(self.path))
+        except ValueError:
+            rows = None
+        if rows is None:
             self.damage.add(1)
             return []
         return rows
+
+
+def _document(path: Path) -> Any:
+    content = path.read_bytes()
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        # With the NaN filter off, transformers writes a bare NaN, which is not JSON but which Python reads.
+        return python_json(content)
+
+
+def _rows_of(document: Any) -> list[Any] | None:
+    rows = document.get("log_history") if isinstance(document, dict) else document
+    return rows if isinstance(rows, list) else None
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse(line), dict)
+    except ValueError:
+        return False

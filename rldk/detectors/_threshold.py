@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from ..event import Event, Severity
 from ..text import number
-from ._base import ABSENT, FINE, Answer, Detector, Finding, number_parameter
+from ._base import ABSENT, FINE, WARMING, Answer, Detector, Finding, number_parameter
 
 
 class ThresholdDetector(Detector):
@@ -30,6 +30,8 @@ class ThresholdDetector(Detector):
         for name in self.watches:
             value = metrics.get(name)
             if value is not None:
+                if value != value:
+                    return WARMING  # NaN is neither above nor below: it must not end an episode
                 if value > self.threshold:
                     message = f"{name} is {number(value)}, above the threshold of {number(self.threshold)} that you set."
                     return Finding(name, value, self.threshold, message, Severity.WARNING)

@@ -53,7 +53,7 @@ class NonFinite(Detector):
                 continue
             if not math.isfinite(value) or (name == "param_nonfinite" and value > 0):
                 known = lookup(name)
-                if not (known and known.nan_is_normal):
+                if not (known and known.nan_is_normal and value != value):  # an infinity is never normal
                     self._bad.setdefault(name, event.phase)
             else:
                 self._bad.pop(name, None)

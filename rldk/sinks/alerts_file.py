@@ -17,29 +17,31 @@ class AlertsFileSink:
 
     Args:
         path: The file.
+        alerts: The engine's list of alerts. It is looked at after each event, since an episode that goes on after all,
+            or a resumed run's earlier alerts, are announced by nobody.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, alerts: list[Alert]) -> None:
         self.path = path
         self.lost = 0
-        self._latest: list[Alert] = []
-        self._behind = True
+        self._alerts = alerts
+        self._written: list[Alert] | None = None
 
     def write(self, event: Event) -> None:
-        """Writes the file if it has not been, or could not be, written since the last alert."""
-        if self._behind:
-            self._put()
+        """Writes the file if it is not, or could not be, up to date."""
+        self._update()
 
     def alert(self, alert: Alert, alerts: list[Alert]) -> None:
         """Writes all alerts anew."""
-        self._latest, self._behind = list(alerts), True
-        self._put()
+        self._update()
 
-    def _put(self) -> None:
-        replace_json(self.path, [alert.to_dict() for alert in self._latest])
-        self._behind = False
+    def _update(self) -> None:
+        # Alerts are replaced, never changed: comparing the lists compares identities, for as long as nothing is new.
+        if self._alerts != self._written:
+            latest = list(self._alerts)
+            replace_json(self.path, [alert.to_dict() for alert in latest])
+            self._written = latest
 
     def close(self) -> None:
         """Tries once more if the last write failed."""
-        if self._behind:
-            self._put()
+        self._update()

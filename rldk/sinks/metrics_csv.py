@@ -10,7 +10,6 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,9 @@ class MetricsCsvSink:
     def __init__(self, path: Path, resume_at: int | None = None) -> None:
         self.path = path
         self.lost = 0
-        self._columns: dict[str, int] = {name: index for index, name in enumerate(_FIXED)}
+        self._header = list(_FIXED)
+        self._columns: dict[str, int] = {}  # metric -> where its column is
+        self._unclaimed: dict[str, int] = {}  # columns of the run's earlier part, whose metrics have yet to come
         self._in_file = 0  # columns that the file's header has; 0 while there is no file of ours
         self._rows: dict[int, list[Any]] = {}  # by step, in order; rows that are not in the file yet
         if resume_at is not None:
@@ -48,50 +49,81 @@ class MetricsCsvSink:
 
     def write(self, event: Event) -> None:
         """Adds the event's metrics to the row of its step."""
+        if not event.metrics:
+            return
+        failure = None
         row = self._rows.get(event.step)
         if row is None:
             if len(self._rows) >= _ROWS_HELD:
-                self._flush(_ROWS_A_FLUSH)
+                try:
+                    self._flush(_ROWS_A_FLUSH)
+                except OSError as error:
+                    failure = error  # it cost earlier rows, and need not cost this one
             row = self._rows[event.step] = [event.step, event.wall_time]
         columns = self._columns
         for name, value in event.metrics.items():
             index = columns.get(name)
             if index is None:
-                index = columns[name] = len(columns)
+                index = self._new_column(name)
             if index == len(row):
                 row.append(value)
             else:
                 if index > len(row):
                     row.extend([None] * (index + 1 - len(row)))
                 row[index] = value
+        if failure is not None:
+            raise failure
+
+    def _new_column(self, name: str) -> int:
+        title = _title(name)
+        index = self._unclaimed.pop(title, None)
+        if index is None:
+            index = len(self._header)
+            self._header.append(title)
+        self._columns[name] = index
+        return index
 
     def _flush(self, count: int) -> None:
         """Writes the oldest rows. The newest stay, since a checkpoint's analysis comes a few steps late."""
-        width = len(self._columns)
+        width = len(self._header)
         steps = list(self._rows)[:count]
         block = b"".join(_line(self._rows.pop(step), width) for step in steps)
         try:
             if width != self._in_file or not self.path.exists():
                 self._rewrite(width)
-            with open(self.path, "ab") as file:
-                file.write(block)
+            self._append(block)
         except OSError:
             self.lost += len(steps)
             raise
+
+    def _append(self, block: bytes) -> None:
+        with open(self.path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                rest = memoryview(block)
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                os.ftruncate(file.fileno(), size)  # half a row would run into the next one
+                raise
 
     def _rewrite(self, width: int) -> None:
         """Gives the file a header of `width` columns and its old rows the commas that they lack."""
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as new:
-            new.write(_header(self._columns))
-            if self._in_file and self.path.exists():
-                commas = b"," * (width - self._in_file) + b"\n"
-                with open(self.path, "rb") as old:
-                    old.readline()
-                    while block := old.read(_BLOCK):
-                        new.write(block.replace(b"\n", commas))
-        os.replace(temporary, self.path)
+        try:
+            with open(temporary, "wb") as new:
+                new.write(_csv_line(self._header))
+                if self._in_file and self.path.exists():
+                    commas = b"," * (width - self._in_file) + b"\n"
+                    with open(self.path, "rb") as old:
+                        old.readline()
+                        while block := old.read(_BLOCK):
+                            new.write(block.replace(b"\n", commas))
+            os.replace(temporary, self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         self._in_file = width
 
     def _take_over(self, resume_at: int) -> None:
@@ -102,7 +134,6 @@ class MetricsCsvSink:
                 header = next(rows, None)
                 if not header or tuple(header[:2]) != _FIXED:
                     return
-                self._columns = {name: index for index, name in enumerate(header)}
                 kept = (row for row in rows if len(row) == len(header) and _step_of(row) <= resume_at)
                 temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
                 with open(temporary, "w", newline="", encoding="utf-8") as new:
@@ -110,10 +141,11 @@ class MetricsCsvSink:
                     writer.writerow(header)
                     writer.writerows(kept)
             os.replace(temporary, self.path)
-            self._in_file = len(header)
         except (OSError, csv.Error, UnicodeDecodeError):
             # No earlier file, or none that is ours: a new one begins, and the events still have everything.
-            self._columns = {name: index for index, name in enumerate(_FIXED)}
+            return
+        self._header, self._in_file = header, len(header)
+        self._unclaimed = {title: index for index, title in enumerate(header) if index >= len(_FIXED)}
 
     def alert(self, alert: Alert, alerts: list[Alert]) -> None:
         """Nothing: alerts have their own file."""
@@ -148,12 +180,15 @@ def _cell(value: Any) -> bytes:
     return orjson.dumps(value)
 
 
-def _header(names: Iterable[str]) -> bytes:
-    """The header line. A name that a spreadsheet would run as a formula gets an apostrophe in front."""
-    cells = []
-    for name in names:
-        name = clean(name.encode("utf-8", "replace").decode("utf-8"))
-        cells.append("'" + name if name[:1] in ("=", "+", "-", "@") else name)
+def _title(name: str) -> str:
+    """The column's title. A name that a spreadsheet would run as a formula gets an apostrophe in front."""
+    if name in _FIXED:
+        return f"metrics/{name}"
+    title = clean(name.encode("utf-8", "replace").decode("utf-8"))
+    return "'" + title if title[:1] in ("=", "+", "-", "@") else title
+
+
+def _csv_line(cells: list[str]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue().encode("utf-8")

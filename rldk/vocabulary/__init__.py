@@ -19,11 +19,15 @@ from .. import _registry
 from ..metrics import lookup
 from ._base import COMMON, Correction, Family, Term
 
-__all__ = ["Correction", "Family", "Term", "Translation", "Vocabulary", "families", "family_of", "recognise"]
+__all__ = [
+    "Correction", "Family", "Term", "Translation", "Vocabulary", "families", "family_of", "plain_number", "recognise",
+]
 
 # A step number in a metric's name would otherwise grow every table for as long as the run lasts.
 MAX_NAMES = 10_000
-_TOO_MANY = ""
+_TOO_MANY = "\0"  # no name that anybody gives a metric
+# Of an unknown version the newest meaning is taken.
+_NEWEST = Version("9999")
 
 
 @cache
@@ -132,7 +136,7 @@ class Vocabulary:
         names = self._names
         metrics: dict[str, Any] = {names[raw]: value for raw, value in logs.items()}
         skipped: dict[str, str] = {}
-        if not _PLAIN.issuperset(map(type, metrics.values())):
+        if len(metrics) != len(logs) or not _PLAIN.issuperset(map(type, metrics.values())):
             metrics, skipped = self._with_care(logs)
         if _TOO_MANY in metrics:
             del metrics[_TOO_MANY]
@@ -146,11 +150,22 @@ class Vocabulary:
         return Translation("eval", metrics, skipped)
 
     def _with_care(self, logs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        names = {raw: self._names[raw] for raw in logs}
+        order: Iterable[Any] = logs
+        if len(set(names.values())) != len(names):
+            # Two raw names want one canonical name: the trainer's own gets it, the other stays as it is.
+            order = sorted(logs, key=lambda raw: str(raw).removeprefix("eval_") not in self._terms)
         metrics: dict[str, Any] = {}
         skipped: dict[str, str] = {}
-        for raw, value in logs.items():
+        for raw in order:
+            name = names[raw]
+            if name in metrics and name != _TOO_MANY:
+                name = str(raw)
+                if name in metrics:
+                    skipped[name] = f"another metric of this log is recorded as {name!r}"
+                    continue
             try:
-                metrics[self._names[raw]] = _number(value)
+                metrics[name] = plain_number(logs[raw])
             except (TypeError, ValueError, OverflowError, RuntimeError) as error:
                 skipped[str(raw)] = str(error) or type(error).__name__
         return metrics, skipped
@@ -164,8 +179,13 @@ def _is_evaluation(metrics: Mapping[str, Any]) -> bool:
     return any(name.startswith("eval_") or name.endswith("_samples_per_second") for name in metrics)
 
 
-def _number(value: Any) -> float | int | None:
-    """Reads a number from what people put into logs: numpy scalars, 0-d arrays and tensors, huge integers."""
+def plain_number(value: Any) -> float | int | None:
+    """Reads a number from what people put into logs: numpy scalars, 0-d arrays and tensors, huge integers.
+
+    Raises:
+        TypeError: If it is no number. Arrays and tensors of several elements raise their own error, a ValueError or
+            RuntimeError.
+    """
     number: float | int | None
     if value is None or type(value) in (float, int):
         number = value
@@ -189,10 +209,11 @@ def _number(value: Any) -> float | int | None:
 
 
 def _holds(specifier: str, version: str | None) -> bool:
-    if not specifier or version is None:
-        # Terms are listed oldest first: without a version the last, newest one wins.
+    if not specifier:
         return True
     try:
-        return SpecifierSet(specifier).contains(Version(version), prereleases=True)
+        # The base version: a build of 0.27.0.dev0 has what 0.27 has, and would otherwise be on neither side of it.
+        known = _NEWEST if version is None else Version(Version(version).base_version)
     except InvalidVersion:
-        return True
+        known = _NEWEST
+    return SpecifierSet(specifier).contains(known)

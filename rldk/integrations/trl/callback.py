@@ -20,7 +20,7 @@ from ...checkpoints import CheckpointAnalyser
 from ...detectors import detector_classes, make_detectors
 from ...event import Alert, Event, Severity
 from ...exceptions import ConfigurationError
-from ...lifecycle import Ending
+from ...lifecycle import Ending, sweep
 from ...metrics import nearest
 from ...recorder import Recorder
 from ...report import render_text
@@ -199,9 +199,10 @@ class RLDKCallback(TrainerCallback):
                 before.training = True  # evaluated first, trained now: one run
                 return
             self._finish("failed", "train() was called again before the run had ended")
+        sweep(state)
         plan = plan_run(args, state, self.output_dir, self._given_run_id, self._files_of, self.resume)
         self.run_id = plan.run_id
-        self._active = _Active(self, args, plan, model, training)
+        self._active = _Active(self, args, state, plan, model, training)
         if before is not None:
             # A second train() on one trainer: its token count goes on where it was.
             self._active.reader.tokens = before.reader.tokens
@@ -253,7 +254,9 @@ class RLDKCallback(TrainerCallback):
 class _Active:
     """What a run needs while it is recorded; gone from copies of the callback."""
 
-    def __init__(self, callback: RLDKCallback, args: Any, plan: RunPlan, model: Any, training: bool) -> None:
+    def __init__(
+        self, callback: RLDKCallback, args: Any, state: Any, plan: RunPlan, model: Any, training: bool
+    ) -> None:
         self._plan = plan
         self.training = training
         self.closed = False
@@ -280,7 +283,7 @@ class _Active:
         if plan.note:
             self.recorder.record(self.reader.make(plan.resume_at or 0, {}, "train", (plan.note,)))
         self.recorder.write_report("running")
-        self.ending = Ending(callback._finish)
+        self.ending = Ending(callback._finish, state)
         self.sampler = None
         if callback.enable_resource_monitoring:
             self.sampler = ResourceSampler(guard, each=self.ending.poll)

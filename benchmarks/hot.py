@@ -1,0 +1,38 @@
+"""One log call in a loop of nothing else: what rldk's own code costs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ._fixtures import ARMED, Hooks, event_line, floor_1
+from ._measure import in_turns
+from ._rows import Row
+
+__all__ = ["rows"]
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Both callbacks against floor 1."""
+    from rldk import EventWriterCallback, RLDKCallback
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stream = folder / "light_events.jsonl"
+        light = Hooks(EventWriterCallback(stream), folder, whole_step=False)
+        full = Hooks(RLDKCallback(folder / "full", alert_thresholds=ARMED), folder, whole_step=True)
+        events = []
+        for _ in light.logs:
+            light.step()
+            events.append(event_line(stream))
+        subjects = {"floor": floor_1(folder / "floor.jsonl", events), "light": light.step, "full": full.step}
+        times = in_turns(subjects, batches=20 if quick else 60, calls=200 if quick else 400)
+        light.end()
+        full.end()
+    for name, subject, must, aim in (
+        ("EventWriterCallback.on_log, hot", "light", 5.0, 3.0),
+        ("RLDKCallback, all hooks of a step, hot", "full", 15.0, 8.0),
+    ):
+        measured = f"{times[subject] * 1e6:.1f} us, floor 1 {times['floor'] * 1e6:.1f} us"
+        yield Row(name, measured, times[subject] / times["floor"], "x floor 1", must, aim)

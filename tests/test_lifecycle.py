@@ -1,0 +1,201 @@
+"""However a run ends, its record says so, and nothing that was logged is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import rldk
+from rldk.rebuild import KILLED, rebuild_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TRAIN = """
+import os, sys, zoo
+from transformers import TrainerCallback
+from rldk.integrations.trl import RLDKCallback
+
+class Step(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            at_step_three(control)
+
+{body}
+
+callback = RLDKCallback(output_dir="logs", run_id="run", log_interval=0)
+trainer = zoo.trainer("sft", "out", callbacks=[callback, Step()], max_steps=6, save_strategy="no")
+{call}
+"""
+
+
+def report():
+    return json.loads(Path("logs/run_final_report.json").read_text())
+
+
+class TestEnds:
+    def test_an_exception_that_nobody_catches(self, run_script):
+        """The report says failed, with the exception's name and message."""
+        done = run_script(TRAIN.format(
+            body="def at_step_three(control): raise ValueError('bad batch\\nsecond line')", call="trainer.train()"))
+        assert done.returncode == 1
+        assert (report()["status"], report()["reason"]) == ("failed", "ValueError: bad batch")
+        assert report()["metrics"]["loss"]["count"] == 2
+
+    def test_an_exception_that_the_program_catches(self, run_script):
+        """The program goes on; while it does, the report already says failed."""
+        done = run_script(TRAIN.format(
+            body="def at_step_three(control): raise ValueError('caught')",
+            call="import json, time\ntry:\n    trainer.train()\nexcept ValueError:\n    pass\n"
+                 "for _ in range(100):\n    time.sleep(0.1)\n"
+                 "    if json.load(open('logs/run_final_report.json'))['status'] == 'failed':\n"
+                 "        print('noticed')\n        break"))
+        assert "noticed" in done.stdout
+        assert report()["status"] == "failed"
+
+    def test_ctrl_c(self, run_script):
+        """A KeyboardInterrupt is a stop by a person, not a failure."""
+        run_script(TRAIN.format(body="def at_step_three(control): raise KeyboardInterrupt", call="trainer.train()"))
+        assert (report()["status"], report()["reason"]) == ("stopped", "KeyboardInterrupt")
+
+    def test_an_early_stop(self, run_script):
+        """A run that was asked to stop before its last step is stopped, and one that ended is completed."""
+        run_script(TRAIN.format(
+            body="def at_step_three(control): control.should_training_stop = True", call="trainer.train()"))
+        assert report()["status"] == "stopped" and report()["totals"]["steps"] == 3
+
+    def test_sigterm(self, run_script):
+        """SIGTERM ends the process as it would have, and the report says why."""
+        done = run_script(TRAIN.format(
+            body="import signal\ndef at_step_three(control): os.kill(os.getpid(), signal.SIGTERM)",
+            call="trainer.train()"))
+        assert done.returncode == -signal.SIGTERM
+        assert (report()["status"], report()["reason"]) == ("failed", "SIGTERM")
+
+    def test_sigterm_that_someone_else_handles(self, run_script):
+        """A handler that was there first decides; the run ends in its own way."""
+        done = run_script(TRAIN.format(
+            body="import signal\nsignal.signal(signal.SIGTERM, lambda *_: print('mine'))\n"
+                 "def at_step_three(control): os.kill(os.getpid(), signal.SIGTERM)",
+            call="trainer.train()\nassert signal.getsignal(signal.SIGTERM).__name__ == '<lambda>'"))
+        assert done.returncode == 0, done.stderr
+        assert "mine" in done.stdout and report()["status"] == "completed"
+
+    def test_while_it_runs(self, run_script):
+        """The report says running from the first moment on."""
+        run_script(TRAIN.format(
+            body="import json\ndef at_step_three(control):\n"
+                 "    print(json.load(open('logs/run_final_report.json'))['status'])\n    os._exit(9)",
+            call="trainer.train()"))
+        assert report()["status"] == "running"
+        assert rebuild_run("logs")["status"] == "failed"
+
+    def test_a_data_loader_worker_is_not_the_run(self, run_script):
+        """A forked worker that gets SIGTERM does not end the run of its parent."""
+        run_script(TRAIN.format(
+            body="import signal\ndef at_step_three(control):\n"
+                 "    child = os.fork()\n"
+                 "    if child == 0:\n        os.kill(os.getpid(), signal.SIGTERM)\n        os._exit(0)\n"
+                 "    assert os.waitpid(child, 0)[1] == signal.SIGTERM",
+            call="trainer.train()"))
+        assert report()["status"] == "completed"
+
+
+KILLED_RUN = """
+import sys, zoo
+from transformers import TrainerCallback
+from rldk.integrations.trl import RLDKCallback
+
+class Acknowledge(TrainerCallback):
+    "Comes after rldk: what it prints has been recorded."
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        sys.stderr.write(f"ack {state.global_step}\\n")
+        sys.stderr.flush()
+
+zoo.trainer("sft", sys.argv[1] + "/out", max_steps=100000, save_strategy="no", eval_strategy="no",
+            callbacks=[RLDKCallback(output_dir=sys.argv[1] + "/logs", run_id="run", log_interval=0), Acknowledge()]).train()
+"""
+
+
+class TestKill:
+    def test_sigkill_loses_nothing_that_was_logged(self, tmp_path):
+        """SIGKILL at a random moment, 20 times: every event whose log call had returned is readable, and rebuilt."""
+        script = tmp_path / "killed.py"
+        script.write_text(KILLED_RUN)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        moments = random.Random(20261121)
+        for attempt in range(20):
+            folder = tmp_path / str(attempt)
+            process = subprocess.Popen(
+                [sys.executable, str(script), str(folder)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                env=environment, text=True,
+            )
+            acknowledged = 0
+            wait_for = moments.randint(1, 60)
+            for line in process.stderr:
+                if line.startswith("ack"):
+                    acknowledged = int(line.split()[1])
+                    if acknowledged >= wait_for:
+                        time.sleep(moments.random() * 0.01)
+                        break
+            process.kill()
+            for line in process.stderr:  # what was acknowledged before the kill arrived
+                if line.startswith("ack") and line.endswith("\n"):
+                    acknowledged = int(line.split()[1])
+            process.wait()
+            process.stderr.close()
+            assert acknowledged >= wait_for
+            df = rldk.ingest_runs(folder / "logs")
+            assert set(range(1, acknowledged + 1)) <= set(df.step)
+            assert df.attrs["skipped_lines"] == 0
+        report = rebuild_run(folder / "logs")
+        assert (report["status"], report["reason"]) == ("failed", KILLED)
+        assert report["metrics"]["loss"]["count"] == len(df)
+
+
+def test_rebuild_gives_what_the_live_run_gave(tmp_path, run_script):
+    """Alerts, CSV and report made anew from the events are those of the live run."""
+    done = run_script("""
+import math, zoo
+from transformers import TrainerCallback
+from rldk.integrations.trl import RLDKCallback
+
+class Odd(RLDKCallback):
+    def on_log(self, args, state, control, logs, **kwargs):
+        logs["odd"] = math.nan if 3 <= state.global_step < 5 else 1.0
+        logs["kl"] = float(state.global_step)
+        super().on_log(args, state, control, logs, **kwargs)
+
+zoo.trainer("kto", "out", max_steps=8, callbacks=[Odd(output_dir="logs", run_id="run", log_interval=0,
+            alert_thresholds={"kl_divergence": 5, "gradient_norm": 1e-9})]).train()
+""")
+    assert done.returncode == 0, done.stderr
+    alerts = json.loads(Path("logs/run_alerts.json").read_text())
+    assert {alert["code"] for alert in alerts} == {"non_finite", "kl_divergence", "gradient_norm"}
+    assert next(alert for alert in alerts if alert["code"] == "non_finite")["resolved_step"] is not None
+    rebuilt = rebuild_run(
+        "logs", output_dir="again", alert_thresholds={"kl_divergence": 5, "gradient_norm": 1e-9})
+    assert json.loads(Path("again/run_alerts.json").read_text()) == alerts
+    assert Path("again/run_metrics.csv").read_text() == Path("logs/run_metrics.csv").read_text()
+    live = report()
+    assert rebuilt["metrics"] == live["metrics"] and rebuilt["alerts"] == live["alerts"]
+    assert rebuilt["coverage"] == live["coverage"]
+
+
+def test_rebuild_of_nothing(tmp_path):
+    """No stream, an empty one and two streams are errors that say what was looked for."""
+    with pytest.raises(rldk.exceptions.NoLogsError, match="no logs in folder"):
+        rebuild_run(tmp_path)
+    (tmp_path / "a_events.jsonl").write_text("\n")
+    with pytest.raises(rldk.exceptions.EmptyLogError, match="no event"):
+        rebuild_run(tmp_path)
+    (tmp_path / "b_events.jsonl").write_text("\n")
+    with pytest.raises(rldk.exceptions.NoLogsError, match="holds 2 streams"):
+        rebuild_run(tmp_path)
