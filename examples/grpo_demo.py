@@ -71,7 +71,7 @@ def main():
             disable_tqdm=True,
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,  # it trades time for memory, which a model of this size does not need
+            gradient_checkpointing=False,  # saves memory at the cost of time; there is plenty
             dataloader_pin_memory=False,  # pinning is for GPUs; on a CPU it only warns
             seed=0,
         ),

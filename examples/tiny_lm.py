@@ -1,11 +1,11 @@
 """A language model small enough to train on a laptop CPU in seconds, for the examples in this folder.
 
-Nothing is downloaded. The training text is made here from a small grammar of three-sentence stories such as
+Nothing is downloaded. The training text is made here from a small grammar of four-sentence stories such as
 
     Anna walked to the park. She saw a lovely dog. The sky was dark. She went home glad and tired.
 
-and every adjective is either happy or sad, which gives the examples something to reward. `build_tiny_lm` makes
-a word tokenizer, trains a two-layer Llama on these stories and saves both to a folder that any trainer can load.
+and every adjective is either happy or sad, which gives the examples something to reward. `build_tiny_lm`
+makes a word tokenizer, trains a two-layer Llama on these stories and saves both for any trainer to load.
 
 Run this file to see what the model writes:
 
@@ -80,7 +80,7 @@ def make_stories(count, seed=0):
 
 
 def make_tokenizer(stories):
-    """Makes a tokenizer whose tokens are the words of the stories, each with the space before it, and the full stop."""
+    """Makes a tokenizer of whole words, each with the space before it, and the full stop."""
     words = Tokenizer(models.WordLevel(unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|\."), behavior="isolated")
     words.decoder = decoders.Fuse()
@@ -165,10 +165,10 @@ def set_up_process():
     """Settings that suit a model of this size, for the whole process."""
     # With matrices this small, threads wait for each other more than they work, above all on a busy machine.
     torch.set_num_threads(1)
-    # Loading, saving and tokenizing take milliseconds here, and their progress bars would be most of what is printed.
+    # Loading, saving and tokenizing take milliseconds; their progress bars would be most of the output.
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    # TRL still says `gradient_checkpointing`, which transformers 5 has renamed; users can do nothing about it.
+    # TRL still says `gradient_checkpointing`, which transformers 5 has renamed; a user cannot change that.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
 

@@ -195,7 +195,9 @@ def heal(path: Path) -> None:
 
 
 def _tail(path: Path) -> tuple[bytes, int]:
-    """What follows the last newline, and the file's size."""
+    """What follows the last newline, and the file's size. Devices and pipes have neither, and reading them may not end."""
+    if not path.is_file():
+        return b"", 0
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)

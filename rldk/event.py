@@ -134,16 +134,16 @@ def timestamp(seconds: float) -> str:
 
 def encode(event: Event) -> bytes:
     """Serialises an event to its line, newline included: keys in the schema's order, always valid JSON."""
-    metrics = event.metrics
+    step, wall_time, metrics, phase, rng, data_slice, model_info, notes, time = event
     line: dict[str, Any] = {
-        "step": event.step,
-        "wall_time": event.wall_time,
+        "step": step,
+        "wall_time": wall_time,
         "metrics": metrics,
-        "rng": event.rng,
-        "data_slice": event.data_slice,
-        "model_info": {**event.model_info, "phase": event.phase},
-        "notes": event.notes,
-        "time": event.time,
+        "rng": rng,
+        "data_slice": data_slice,
+        "model_info": {**model_info, "phase": phase},
+        "notes": notes,
+        "time": time,
     }
     # The sum is finite exactly when every value is (or overflows, and then the loop finds nothing): one C call
     # instead of a test a metric. None and foreign values take the slow path too.
@@ -189,27 +189,27 @@ def decode(record: Mapping[str, Any]) -> Event | None:
 
     What is of a wrong type inside an event is left out of it, so that who reads events can trust their types.
     """
-    step, metrics = record.get("step"), record.get("metrics")
+    get = record.get
+    step, metrics = get("step"), get("metrics")
     if type(step) is not int or type(metrics) is not dict or not -(2**63) <= step < 2**63:
         return None
     try:
         sum(metrics.values())  # one C call that fails on all but numbers, instead of a test a metric
     except TypeError:
         metrics = {name: value for name, value in metrics.items() if value is None or isinstance(value, (int, float))}
-    nonfinite = record.get("nonfinite")
+    nonfinite = get("nonfinite")
     if type(nonfinite) is dict:
         for name, kind in nonfinite.items():
             if name in metrics and type(kind) is str:
                 metrics[name] = _NONFINITE.get(kind)
-    wall_time, info = record.get("wall_time"), record.get("model_info")
+    wall_time, info = get("wall_time"), get("model_info")
     info = dict(info) if type(info) is dict else {}
     phase = info.pop("phase", "train")
     if "run_id" in info and type(info["run_id"]) is not str:
         run_id = info.pop("run_id")
         if type(run_id) in (int, float):
             info["run_id"] = str(run_id)
-    rng, data, notes = record.get("rng"), record.get("data_slice"), record.get("notes")
-    time = record.get("time")
+    rng, data, notes, time = get("rng"), get("data_slice"), get("notes"), get("time")
     return Event(
         step,
         wall_time if isinstance(wall_time, (float, int)) else math.nan,
@@ -218,6 +218,6 @@ def decode(record: Mapping[str, Any]) -> Event | None:
         rng if type(rng) is dict else {},
         data if type(data) is dict else {},
         info,
-        tuple(note for note in notes if type(note) is str) if type(notes) is list else (),
+        tuple(note for note in notes if type(note) is str) if notes and type(notes) is list else (),
         time if type(time) is str else "",
     )

@@ -1,12 +1,14 @@
 """Events to a DataFrame: the one pivot, and the only module that knows pandas.
 
-Values are gathered in blocks and kept in one growing array a column, so that a million events cost little more memory
-than the frame itself. Columns that appear late are complete; what was not logged is NaN.
+Values are packed as they come, spread over the columns a block at a time, and kept in one growing array a column, so
+that a million events cost little more memory than the frame itself. Columns that appear late are complete; what was not
+logged is NaN.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from array import array
 from typing import Any
 
@@ -18,17 +20,21 @@ from .timeline import is_resume
 
 __all__ = ["FrameBuilder"]
 
-_ROWS_A_BLOCK = 4096
+_ROWS_A_BLOCK = 1024
+# What a row has besides its metrics, packed by the one and read back by the other.
+_pack_head = struct.Struct("=qdiii").pack
+_HEAD = np.dtype([("step", "=i8"), ("wall_time", "=f8"), ("phase", "=i4"), ("run", "=i4"), ("generation", "=i4")])
 
 
 class _Layout:
-    """Rows with the same metrics in the same order: their values go to one buffer in one call."""
+    """Rows with the same metrics in the same order: their values are packed in one call."""
 
-    __slots__ = ("columns", "rows", "values")
+    __slots__ = ("columns", "pack", "rows", "values")
 
     def __init__(self, columns: list[int]) -> None:
         self.columns = columns
-        self.values = array("d")
+        self.pack = struct.Struct(f"={len(columns)}d").pack
+        self.values = bytearray()
         self.rows: list[int] = []
 
 
@@ -66,11 +72,12 @@ class FrameBuilder:
         self._runs: dict[str, _Run] = {}
         self._run_name: str | None = None
         self._run = _Run(-1)
+        self._heads = bytearray()
         self._in_block = 0
         self._stored = 0
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return self._stored + self._in_block
 
     def add(self, event: Event, run_id: str = "") -> None:
         """Takes one event. Events without metrics make no row.
@@ -79,8 +86,8 @@ class FrameBuilder:
             event: The event.
             run_id: The run, if the event does not say.
         """
-        step, wall_time, metrics = event.step, event.wall_time, event.metrics
-        name = event.model_info.get("run_id") or run_id
+        step, wall_time, metrics, phase, _, _, model_info, _, _ = event
+        name = model_info.get("run_id") or run_id
         if name != self._run_name:
             self._run_name = name
             self._run = self._runs.setdefault(str(name), _Run(len(self._runs)))
@@ -91,7 +98,6 @@ class FrameBuilder:
                 run.rewinds.append((run.generation, step))
                 run.last_step = step
             return
-        phase = event.phase
         if phase == "train":
             if step < run.last_step:
                 run.generation += 1
@@ -101,19 +107,15 @@ class FrameBuilder:
             self._last_names = names
             self._layout = self._layouts.get(names) or self._new_layout(names)
         layout = self._layout
-        before = len(layout.values)
         try:
-            layout.values.extend(metrics.values())  # type: ignore[arg-type]  # None and foreign values go the slow way
-        except (TypeError, OverflowError):
-            del layout.values[before:]
-            layout.values.extend(map(_float, metrics.values()))
+            layout.values += layout.pack(*metrics.values())
+        except (struct.error, OverflowError):  # None, and foreign values of damaged lines
+            layout.values += layout.pack(*map(_float, metrics.values()))
         layout.rows.append(self._in_block)
-        self._steps.append(step)
-        self._wall_times.append(wall_time)
         code = self._phase_codes.get(phase)
-        self._phases.append(self._phase_codes.setdefault(phase, len(self._phase_codes)) if code is None else code)
-        self._run_codes.append(run.code)
-        self._generations.append(run.generation)
+        if code is None:
+            code = self._phase_codes[phase] = len(self._phase_codes)
+        self._heads += _pack_head(step, wall_time, code, run.code, run.generation)
         self._in_block += 1
         if self._in_block == _ROWS_A_BLOCK:
             self._end_block()
@@ -135,12 +137,20 @@ class FrameBuilder:
         for layout in self._layouts.values():
             if layout.rows:
                 values = np.frombuffer(layout.values, dtype=np.float64).reshape(len(layout.rows), -1)
-                block[np.ix_(layout.columns, layout.rows)] = values.T
-                del values
-                layout.values = array("d")
+                if len(layout.rows) == self._in_block:
+                    block[layout.columns] = values.T
+                else:
+                    block[np.ix_(layout.columns, layout.rows)] = values.T
+                layout.values = bytearray()
                 layout.rows = []
         for column, row in zip(self._columns, block):
-            column.frombytes(row.tobytes())
+            column.frombytes(row.view(np.uint8))
+        heads = np.frombuffer(self._heads, dtype=_HEAD)
+        for kept, name in zip(
+            (self._steps, self._wall_times, self._phases, self._run_codes, self._generations), _HEAD.names
+        ):
+            kept.frombytes(heads[name].tobytes())
+        self._heads = bytearray()
         self._stored += self._in_block
         self._in_block = 0
         # Rows with ever-changing sets of keys must not collect layouts.

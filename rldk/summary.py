@@ -5,8 +5,8 @@ Values are gathered a few hundred events at a time and folded with built-in func
 
 from __future__ import annotations
 
+import itertools
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,8 +48,8 @@ class _Series:
             total_value = math.fsum(value / len(values) for value in values) * len(values)
         count, mean = len(values), total_value / len(values)
         total, shift = self.count + count, mean - self.mean
-        deviations = [value - mean for value in values]
-        self.spread += sum(map(operator.mul, deviations, deviations)) + shift * shift * self.count * count / total
+        deviation = math.dist(values, [mean] * count)
+        self.spread += deviation * deviation + shift * shift * self.count * count / total
         self.mean += shift * count / total
         self.count = total
         self.lowest = min(self.lowest, min(values))
@@ -99,23 +99,22 @@ class Summary:
 
     def _fold(self) -> None:
         batch, self._batch = self._batch, []
-        values: dict[str, list[Any]] = {}
-        for event in batch:
-            step = event.step
-            self.events[event.phase] = self.events.get(event.phase, 0) + 1
-            if self.first_step is None and event.phase == "train":
+        for step, wall_time, _, phase, _, data_slice, _, _, _ in batch:
+            self.events[phase] = self.events.get(phase, 0) + 1
+            if self.first_step is None and phase == "train":
                 self.first_step = step
-            self.last_step = max(self.last_step, step)
-            if event.wall_time > self.wall_time:
-                self.wall_time = event.wall_time
-            for name, count in event.data_slice.items():
+            if step > self.last_step:
+                self.last_step = step
+            if wall_time > self.wall_time:
+                self.wall_time = wall_time
+            for name, count in data_slice.items():
                 if isinstance(count, (int, float)) and math.isfinite(count):
                     self.tokens[name] = self.tokens.get(name, 0) + int(count)
-            for name, value in event.metrics.items():
-                series = values.get(name)
-                if series is None:
-                    series = values[name] = []
-                series.append(value)
+        values: dict[str, list[Any]] = {}
+        # Events in a row that have the same metrics are turned from rows into columns at once.
+        for names, alike in itertools.groupby((event.metrics for event in batch), tuple):
+            for name, column in zip(names, zip(*(metrics.values() for metrics in alike))):
+                values.setdefault(name, []).extend(column)
         for name, series in values.items():
             known = self._series.get(name)
             if known is None:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import rldk
 from rldk.rebuild import KILLED, rebuild_run
-
-ROOT = Path(__file__).resolve().parents[1]
 
 TRAIN = """
 import os, sys, zoo
@@ -108,56 +101,59 @@ class TestEnds:
         assert report()["status"] == "completed"
 
 
-KILLED_RUN = """
-import sys, zoo
+KILLS = """
+import json, os, random, signal, sys, time, zoo
 from transformers import TrainerCallback
 from rldk.integrations.trl import RLDKCallback
 
 class Acknowledge(TrainerCallback):
-    "Comes after rldk: what it prints has been recorded."
+    "Comes after rldk: what it writes has been recorded."
+    def __init__(self, pipe):
+        self.pipe = pipe
     def on_log(self, args, state, control, logs=None, **kwargs):
-        sys.stderr.write(f"ack {state.global_step}\\n")
-        sys.stderr.flush()
+        os.write(self.pipe, f"{state.global_step}\\n".encode())
 
-zoo.trainer("sft", sys.argv[1] + "/out", max_steps=100000, save_strategy="no", eval_strategy="no",
-            callbacks=[RLDKCallback(output_dir=sys.argv[1] + "/logs", run_id="run", log_interval=0), Acknowledge()]).train()
+def train(folder, pipe):
+    sys.stdout = open(os.devnull, "w")
+    zoo.trainer("sft", folder + "/out", max_steps=100000, save_strategy="no", eval_strategy="no", callbacks=[
+        RLDKCallback(output_dir=folder + "/logs", run_id="run", log_interval=0), Acknowledge(pipe)]).train()
+
+moments = random.Random(20261121)
+acknowledged = []
+for attempt in range(20):
+    reading, writing = os.pipe()
+    child = os.fork()  # from a process that has imported everything: a run a second
+    if child == 0:
+        train(str(attempt), writing)
+    os.close(writing)
+    lines, wait_for = b"", moments.randint(1, 60)
+    while lines.count(b"\\n") < wait_for:
+        lines += os.read(reading, 65536)
+    time.sleep(moments.random() * 0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while block := os.read(reading, 65536):
+        lines += block
+    os.close(reading)
+    acknowledged.append(lines.count(b"\\n"))
+print(json.dumps(acknowledged))
 """
 
 
-class TestKill:
-    def test_sigkill_loses_nothing_that_was_logged(self, tmp_path):
-        """SIGKILL at a random moment, 20 times: every event whose log call had returned is readable, and rebuilt."""
-        script = tmp_path / "killed.py"
-        script.write_text(KILLED_RUN)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-        moments = random.Random(20261121)
-        for attempt in range(20):
-            folder = tmp_path / str(attempt)
-            process = subprocess.Popen(
-                [sys.executable, str(script), str(folder)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                env=environment, text=True,
-            )
-            acknowledged = 0
-            wait_for = moments.randint(1, 60)
-            for line in process.stderr:
-                if line.startswith("ack"):
-                    acknowledged = int(line.split()[1])
-                    if acknowledged >= wait_for:
-                        time.sleep(moments.random() * 0.01)
-                        break
-            process.kill()
-            for line in process.stderr:  # what was acknowledged before the kill arrived
-                if line.startswith("ack") and line.endswith("\n"):
-                    acknowledged = int(line.split()[1])
-            process.wait()
-            process.stderr.close()
-            assert acknowledged >= wait_for
-            df = rldk.ingest_runs(folder / "logs")
-            assert set(range(1, acknowledged + 1)) <= set(df.step)
-            assert df.attrs["skipped_lines"] == 0
-        report = rebuild_run(folder / "logs")
-        assert (report["status"], report["reason"]) == ("failed", KILLED)
-        assert report["metrics"]["loss"]["count"] == len(df)
+def test_sigkill_loses_nothing_that_was_logged(tmp_path, run_script):
+    """SIGKILL at a random moment, 20 times: every event whose log call had returned is readable, and rebuilt."""
+    done = run_script(KILLS, timeout=300)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert len(counts) == 20
+    for attempt, acknowledged in enumerate(counts):
+        df = rldk.ingest_runs(tmp_path / str(attempt) / "logs")
+        assert df.step.tolist() == list(range(1, len(df) + 1))
+        assert len(df) >= acknowledged > 0
+        assert df.attrs["skipped_lines"] == 0
+    report = rebuild_run(tmp_path / "19" / "logs")
+    assert (report["status"], report["reason"]) == ("failed", KILLED)
+    assert report["metrics"]["loss"]["count"] == len(df)
 
 
 def test_rebuild_gives_what_the_live_run_gave(tmp_path, run_script):

@@ -18,7 +18,7 @@ from ..event import sanitised
 
 __all__ = ["Damage", "parse", "python_json", "read_records", "whole_number"]
 
-_BLOCK = 1 << 22
+_BUFFER = 1 << 18
 _SHOWN = 5
 _BOM = b"\xef\xbb\xbf"
 
@@ -87,37 +87,22 @@ def read_records(path: Path, damage: Damage) -> Iterator[tuple[int, dict[str, An
         OSError: If the file cannot be read.
     """
     loads = orjson.loads
-    number = 0
-    rest = b""
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                number += 1
-                try:
-                    record = loads(line)
-                except orjson.JSONDecodeError:
-                    record = _slowly(line, number, damage)
-                    if record is None:
-                        continue
-                if type(record) is dict:
-                    yield number, record
-                else:
-                    damage.add(number)
-    if rest.strip():
-        try:
-            record = parse(rest.removeprefix(_BOM) if number == 0 else rest)
-        except ValueError:
-            return
-        if type(record) is dict:
-            yield number + 1, record
-        else:
-            damage.add(number + 1)
+    with open(path, "rb", buffering=_BUFFER) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = loads(line)
+            except orjson.JSONDecodeError:
+                record = _slowly(line, number, damage)
+                if record is None:
+                    continue
+            if type(record) is dict:
+                yield number, record
+            else:
+                damage.add(number)
 
 
 def _slowly(line: bytes, number: int, damage: Damage) -> Any:
-    """A line that did not parse at once: blank, with a byte order mark, with a bare NaN, or malformed."""
+    """A line that did not parse at once: blank, with a byte order mark, with a bare NaN, malformed or torn."""
     if number == 1:
         line = line.removeprefix(_BOM)
     if not line.strip():
@@ -125,7 +110,8 @@ def _slowly(line: bytes, number: int, damage: Damage) -> Any:
     try:
         return parse(line)
     except ValueError:
-        damage.add(number)
+        if line.endswith(b"\n"):
+            damage.add(number)
         return None
 
 

@@ -43,51 +43,31 @@ class MetricsCsvSink:
         self._columns: dict[str, int] = {}  # metric -> where its column is
         self._unclaimed: dict[str, int] = {}  # columns of the run's earlier part, whose metrics have yet to come
         self._in_file = 0  # columns that the file's header has; 0 while there is no file of ours
-        self._rows: dict[int, list[Any]] = {}  # by step, in order; rows that are not in the file yet
+        self._last_names: tuple[str, ...] = ()  # metrics of the row before, and where their columns are
+        self._indices: list[int] = []
+        self._held: dict[int, Event] = {}  # by step, in order; rows that are not in the file yet
         if resume_at is not None:
             self._take_over(resume_at)
 
     def write(self, event: Event) -> None:
         """Adds the event's metrics to the row of its step."""
-        if not event.metrics:
+        step, metrics = event.step, event.metrics
+        if not metrics:
             return
-        failure = None
-        row = self._rows.get(event.step)
-        if row is None:
-            if len(self._rows) >= _ROWS_HELD:
-                try:
-                    self._flush(_ROWS_A_FLUSH)
-                except OSError as error:
-                    failure = error  # it cost earlier rows, and need not cost this one
-            row = self._rows[event.step] = [event.step, event.wall_time]
-        columns = self._columns
-        for name, value in event.metrics.items():
-            index = columns.get(name)
-            if index is None:
-                index = self._new_column(name)
-            if index == len(row):
-                row.append(value)
-            else:
-                if index > len(row):
-                    row.extend([None] * (index + 1 - len(row)))
-                row[index] = value
-        if failure is not None:
-            raise failure
-
-    def _new_column(self, name: str) -> int:
-        title = _title(name)
-        index = self._unclaimed.pop(title, None)
-        if index is None:
-            index = len(self._header)
-            self._header.append(title)
-        self._columns[name] = index
-        return index
+        held = self._held.get(step)
+        if held is not None:
+            self._held[step] = held._replace(metrics={**held.metrics, **metrics})
+            return
+        self._held[step] = event
+        if len(self._held) > _ROWS_HELD:
+            self._flush(_ROWS_A_FLUSH)
 
     def _flush(self, count: int) -> None:
         """Writes the oldest rows. The newest stay, since a checkpoint's analysis comes a few steps late."""
+        steps = list(self._held)[:count]
+        rows = [self._row(self._held.pop(step)) for step in steps]
         width = len(self._header)
-        steps = list(self._rows)[:count]
-        block = b"".join(_line(self._rows.pop(step), width) for step in steps)
+        block = b"".join([_line(row, width) for row in rows])
         try:
             if width != self._in_file or not self.path.exists():
                 self._rewrite(width)
@@ -95,6 +75,30 @@ class MetricsCsvSink:
         except OSError:
             self.lost += len(steps)
             raise
+
+    def _row(self, event: Event) -> list[Any]:
+        """The event's cells, each where its column is."""
+        names = tuple(event.metrics)
+        if names != self._last_names:
+            self._last_names = names
+            self._indices = [self._column(name) for name in names]
+        row: list[Any] = [None] * len(self._header)
+        row[0], row[1] = event.step, event.wall_time
+        for index, value in zip(self._indices, event.metrics.values()):
+            row[index] = value
+        return row
+
+    def _column(self, name: str) -> int:
+        """Where the metric's column is; a metric that is new gets the next one."""
+        index = self._columns.get(name)
+        if index is None:
+            title = _title(name)
+            index = self._unclaimed.pop(title, None)
+            if index is None:
+                index = len(self._header)
+                self._header.append(title)
+            self._columns[name] = index
+        return index
 
     def _append(self, block: bytes) -> None:
         with open(self.path, "ab", buffering=0) as file:
@@ -152,15 +156,18 @@ class MetricsCsvSink:
 
     def close(self) -> None:
         """Writes the rows that are still in memory."""
-        if self._rows:
-            self._flush(len(self._rows))
+        if self._held:
+            self._flush(len(self._held))
 
 
 def _line(row: list[Any], width: int) -> bytes:
     row.extend([None] * (width - len(row)))
     # JSON's number format is CSV's. A null is an empty cell, unless it stands for NaN or Inf.
     line = orjson.dumps(row)[1:-1]
-    if line.count(b"null") == row.count(None):
+    nulls = line.count(b"null")
+    if not nulls:
+        return line + b"\n"
+    if nulls == row.count(None):
         return line.replace(b"null", b"") + b"\n"
     return b",".join(_cell(value) for value in row) + b"\n"
 

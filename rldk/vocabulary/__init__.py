@@ -171,7 +171,8 @@ class Vocabulary:
         return metrics, skipped
 
 
-_PLAIN = {float, int, type(None)}
+# Integers are not among them: they may be larger than any float or JSON reader takes.
+_PLAIN = {float, type(None)}
 
 
 def _is_evaluation(metrics: Mapping[str, Any]) -> bool:
