@@ -8,9 +8,11 @@ from typing import Any
 
 import orjson
 
+from .event import Alert
+
 from .event import sanitised
 
-__all__ = ["read_object", "replace_bytes", "replace_json"]
+__all__ = ["read_alerts", "read_object", "replace_bytes", "replace_json"]
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
@@ -51,3 +53,13 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, orjson.JSONDecodeError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_alerts(path: Path) -> list[Alert]:
+    """The alerts in an alerts.json; those that this version cannot read are left out."""
+    try:
+        rows = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return []
+    names = set(Alert._fields)
+    return [Alert(**row) for row in rows if isinstance(row, dict) and names == set(row)] if isinstance(rows, list) else []

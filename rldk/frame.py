@@ -21,21 +21,21 @@ from .timeline import is_resume
 __all__ = ["FrameBuilder"]
 
 _ROWS_A_BLOCK = 1024
-# What a row has besides its metrics, packed by the one and read back by the other.
-_pack_head = struct.Struct("=qdiii").pack
-_HEAD = np.dtype([("step", "=i8"), ("wall_time", "=f8"), ("phase", "=i4"), ("run", "=i4"), ("generation", "=i4")])
+# What a packed row has before its metrics: where it stands in its block, and what is no metric.
+_HEAD = "=iqdiii"
+_HEAD_FIELDS = [("row", "=i4"), ("step", "=i8"), ("wall_time", "=f8"), ("phase", "=i4"), ("run", "=i4"), ("generation", "=i4")]
 
 
 class _Layout:
-    """Rows with the same metrics in the same order: their values are packed in one call."""
+    """Rows with the same metrics in the same order: a row is packed in one call."""
 
-    __slots__ = ("columns", "pack", "rows", "values")
+    __slots__ = ("columns", "data", "dtype", "pack")
 
     def __init__(self, columns: list[int]) -> None:
         self.columns = columns
-        self.pack = struct.Struct(f"={len(columns)}d").pack
-        self.values = bytearray()
-        self.rows: list[int] = []
+        self.pack = struct.Struct(f"{_HEAD}{len(columns)}d").pack
+        self.dtype = np.dtype([*_HEAD_FIELDS, ("values", "=f8", (len(columns),))])
+        self.data = bytearray()
 
 
 class _Run:
@@ -72,7 +72,6 @@ class FrameBuilder:
         self._runs: dict[str, _Run] = {}
         self._run_name: str | None = None
         self._run = _Run(-1)
-        self._heads = bytearray()
         self._in_block = 0
         self._stored = 0
 
@@ -106,18 +105,17 @@ class FrameBuilder:
         if names != self._last_names:
             self._last_names = names
             self._layout = self._layouts.get(names) or self._new_layout(names)
-        layout = self._layout
-        try:
-            layout.values += layout.pack(*metrics.values())
-        except (struct.error, OverflowError):  # None, and foreign values of damaged lines
-            layout.values += layout.pack(*map(_float, metrics.values()))
-        layout.rows.append(self._in_block)
         code = self._phase_codes.get(phase)
         if code is None:
             code = self._phase_codes[phase] = len(self._phase_codes)
-        self._heads += _pack_head(step, wall_time, code, run.code, run.generation)
-        self._in_block += 1
-        if self._in_block == _ROWS_A_BLOCK:
+        layout, row = self._layout, self._in_block
+        try:
+            layout.data += layout.pack(row, step, wall_time, code, run.code, run.generation, *metrics.values())
+        except (struct.error, OverflowError):  # None, and foreign values of damaged lines
+            values = map(_float, metrics.values())
+            layout.data += layout.pack(row, step, _float(wall_time), code, run.code, run.generation, *values)
+        self._in_block = row + 1
+        if row + 1 == _ROWS_A_BLOCK:
             self._end_block()
 
     def _new_layout(self, names: tuple[str, ...]) -> _Layout:
@@ -134,23 +132,24 @@ class FrameBuilder:
     def _end_block(self) -> None:
         """Spreads the block's values over the columns."""
         block = np.full((len(self._columns), self._in_block), math.nan)
+        heads = np.empty(self._in_block, dtype=_HEAD_FIELDS)
+        names = list(heads.dtype.names or ())
         for layout in self._layouts.values():
-            if layout.rows:
-                values = np.frombuffer(layout.values, dtype=np.float64).reshape(len(layout.rows), -1)
-                if len(layout.rows) == self._in_block:
-                    block[layout.columns] = values.T
+            if layout.data:
+                rows = np.frombuffer(layout.data, dtype=layout.dtype)
+                if len(rows) == self._in_block:
+                    block[layout.columns] = rows["values"].T
                 else:
-                    block[np.ix_(layout.columns, layout.rows)] = values.T
-                layout.values = bytearray()
-                layout.rows = []
-        for column, row in zip(self._columns, block):
-            column.frombytes(row.view(np.uint8))
-        heads = np.frombuffer(self._heads, dtype=_HEAD)
-        for kept, name in zip(
-            (self._steps, self._wall_times, self._phases, self._run_codes, self._generations), _HEAD.names
-        ):
-            kept.frombytes(heads[name].tobytes())
-        self._heads = bytearray()
+                    block[np.ix_(layout.columns, rows["row"])] = rows["values"].T
+                heads[rows["row"]] = rows[names]
+                layout.data = bytearray()
+        for column, values in zip(self._columns, block):
+            column.frombytes(values.view(np.uint8))
+        self._steps.frombytes(heads["step"].tobytes())
+        self._wall_times.frombytes(heads["wall_time"].tobytes())
+        self._phases.frombytes(heads["phase"].tobytes())
+        self._run_codes.frombytes(heads["run"].tobytes())
+        self._generations.frombytes(heads["generation"].tobytes())
         self._stored += self._in_block
         self._in_block = 0
         # Rows with ever-changing sets of keys must not collect layouts.

@@ -216,7 +216,7 @@ def _run_name(path: Path) -> str:
 
 def _nothing_read(logs: list[Adapter]) -> Exception:
     """The error for files of which nothing could be used: empty, or of a schema that nobody knows."""
-    records = [record for log in logs for record in _sniffed(log.path)]
+    records = [record for log in logs for record in _sample(log)]
     places = ", ".join(str(log.path) for log in logs[:3])
     if not records:
         return EmptyLogError(f"no readable record in {places}")
@@ -236,8 +236,8 @@ def _nothing_read(logs: list[Adapter]) -> Exception:
     )
 
 
-def _sniffed(path: Path) -> list[dict[str, Any]]:
+def _sample(log: Adapter) -> list[dict[str, Any]]:
     try:
-        return sniff(path)
+        return log.sample()
     except OSError:
         return []

@@ -40,6 +40,7 @@ class Ending:
         self._thread = threading.get_ident()
         self._frame_id, self._code = _training_frame()
         self._done = False
+        self._once = threading.Lock()  # two threads and a signal handler may notice the same end
         self.signal: str | None = None  # a signal that arrived and left the end to someone else
         self._previous: Any = None
         self._installed = False
@@ -53,6 +54,7 @@ class Ending:
 
     def release(self) -> None:
         """Stops watching: the run has ended in the ordinary way."""
+        self._once.acquire(blocking=False)
         self._done = True
         _watched.discard(self)
         self._restore_signal()
@@ -79,7 +81,7 @@ class Ending:
             self._call(status, f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__)
 
     def _call(self, status: str, reason: str) -> None:
-        if not self._done:
+        if self._once.acquire(blocking=False):
             self._done = True
             self._finish(status, reason)
 

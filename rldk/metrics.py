@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
-__all__ = ["METRICS", "SYNONYMS", "Metric", "canonical_name", "canonical_names", "lookup", "nearest"]
+__all__ = ["HEADLINE", "METRICS", "SYNONYMS", "Metric", "canonical_name", "canonical_names", "lookup", "nearest"]
 
 _V = TypeVar("_V")
 
@@ -142,6 +142,13 @@ _TABLE = (
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
+
+# What a person looks at first, in this order.
+HEADLINE: tuple[str, ...] = (
+    "reward_mean", "loss", "kl_mean", "entropy_mean", "clip_frac", "value_loss", "reward_margin", "pair_accuracy",
+    "token_accuracy", "grad_norm", "lr", "truncated_frac", "length_mean", "frac_zero_std", "eval_loss",
+    "eval_reward_mean", "eval_pair_accuracy",
+)
 
 # What people type, and what other tools call it. Only where it means the same quantity whatever the trainer.
 SYNONYMS: dict[str, str] = {

@@ -141,6 +141,7 @@ class Monitor:
                     "episodes": watch.fired,
                     "events_judged": watch.judged,
                     "watches": list(watch.detector.watches) or ["every metric"],
+                    "needs": watch.detector.needs,
                 }
             )
         return rows

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ._files import replace_json
+from ._files import read_alerts, replace_json
 from ._guard import Guard
 from .detectors import Detector
 from .event import Alert, Event, timestamp
@@ -81,10 +81,17 @@ class Recorder:
             self._sinks.insert(0, self._jsonl)
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Takes the earlier events of a resumed run into detectors and summary, without writing them again."""
+        """Takes the earlier events of a resumed run into detectors and summary, without writing them again.
+
+        A run without a stream has only its alerts to go on with.
+        """
+        replayed = False
         for event in events:
+            replayed = True
             self.monitor.observe(event)
             self.summary.add(event)
+        if not replayed:
+            self.monitor.alerts.extend(read_alerts(self.files.alerts))
 
     def record(self, event: Event) -> list[Alert]:
         """Takes one event.
@@ -100,7 +107,7 @@ class Recorder:
         for sink in self._sinks:
             self._attempt(sink, sink.write, event)
             for alert in changed:
-                self._attempt(sink, sink.alert, alert, self.monitor.alerts)
+                self._attempt(sink, sink.alert, alert)
         return changed
 
     def _attempt(self, sink: object, function: Callable[..., None], *args: Any) -> None:

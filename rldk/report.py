@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .event import Alert, Severity
+from .metrics import HEADLINE
 from .summary import Summary
 from .text import clean, number
 
@@ -93,18 +94,27 @@ def render_text(report: Mapping[str, Any]) -> str:
     if alerts["total"]:
         codes = ", ".join(f"{code} x{count}" for code, count in alerts["by_code"].items())
         lines.append(f"Alerts: {alerts['total']}, of which {alerts['open']} open: {codes}")
-    states = Counter(row["state"] for row in report["coverage"])
-    lines.append("Detectors: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
-    rows = [(name, row) for name, row in report["metrics"].items() if row["count"] > 1 and "/" not in name]
-    if rows:
-        width = min(28, max(len(clean(name)) for name, _ in rows[:_ROWS]))
-        lines.append(f"{'metric':<{width}} {'first':>10} {'last':>10} {'min':>10} {'max':>10}")
-        for name, row in rows[:_ROWS]:
-            cells = " ".join(f"{number(row[key]):>10}" for key in ("first", "last", "min", "max"))
-            lines.append(f"{clean(name)[:width]:<{width}} {cells}")
-        if len(rows) > _ROWS:
-            lines.append(f"... and {len(report['metrics']) - _ROWS} more in the report")
+    for state in _STATES:
+        here = [row["code"] for row in report["coverage"] if row["state"] == state]
+        if here:
+            lines.append(f"Detectors {_STATES[state]}: {', '.join(here)}")
+    rows = {name: row for name, row in report["metrics"].items() if row["count"] > 1}
+    shown = [name for name in HEADLINE if name in rows][:_ROWS]
+    if shown:
+        width = max(map(len, shown))
+        lines.append(f"{'metric':<{width}} {'first':>10} {'last':>10} {'min':>10} {'max':>10} {'mean':>10}")
+        for name in shown:
+            cells = " ".join(f"{number(rows[name][key]):>10}" for key in ("first", "last", "min", "max", "mean"))
+            lines.append(f"{name:<{width}} {cells}")
+    if len(report["metrics"]) > len(shown):
+        lines.append(f"... and {len(report['metrics']) - len(shown)} more metrics in the report")
     return "\n".join(lines)
 
 
-_ROWS = 16
+_ROWS = 12
+_STATES = {
+    "fired": "that raised alerts",
+    "quiet": "armed and quiet",
+    "warming": "not armed, for want of what they need",
+    "unseen": "that never saw their metric",
+}

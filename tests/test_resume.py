@@ -88,6 +88,22 @@ class TestResume:
         assert df[df.phase == "train"].step.tolist() == list(range(1, 10))
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_alerts_of_the_first_part_are_kept(tmp_path, stream):
+    """alerts.json of a resumed run still holds what was raised before, with a stream to replay and without."""
+    def recorder():
+        return RLDKCallback(
+            output_dir=tmp_path / "logs", run_id="r", log_interval=0, enable_jsonl_logging=stream,
+            alert_thresholds={"gradient_norm": 2.0},
+        )
+
+    crash("sft", tmp_path / "out", [recorder()])
+    before = json.loads((tmp_path / "logs" / "r_alerts.json").read_text())
+    assert [alert["code"] for alert in before] == ["gradient_norm"]
+    resume("sft", tmp_path / "out", [recorder()])
+    assert json.loads((tmp_path / "logs" / "r_alerts.json").read_text()) == before
+
+
 def test_two_callbacks_keep_their_runs(tmp_path):
     """Two recorders on one trainer each go on with a run of their own."""
     def pair():

@@ -47,6 +47,14 @@ class Adapter(ABC):
             OSError: If the file cannot be read.
         """
 
+    def sample(self) -> list[dict[str, Any]]:
+        """The first records as they stand in the file, for a message about their keys.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        return sniff(self.path)
+
 
 def sniff(path: Path) -> list[dict[str, Any]]:
     """The first records of a file, if it is lines of JSON."""

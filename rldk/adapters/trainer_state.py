@@ -51,6 +51,10 @@ class TrainerState(Adapter):
                 self.damage.add(number)
         yield from flat_events(numbered, self.damage.add, self.field_map)
 
+    def sample(self) -> list[dict[str, Any]]:
+        """The first rows."""
+        return [row for row in self._rows()[:50] if isinstance(row, dict)]
+
     def _rows(self) -> list[Any]:
         try:
             rows = _rows_of(_document(self.path))

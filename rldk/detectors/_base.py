@@ -77,6 +77,7 @@ class Detector(ABC):
         code: Short name in snake case; the alert's `code`.
         title: Name for people.
         watches: Canonical names, any of which makes it judge an event; empty for all.
+        needs: What it must have seen before it can judge, for the report of one that never could.
         advice: What to try first, in TRL's parameter names.
         phases: Phases of events that it is shown.
         weights_are_sound: Whether the weights are still worth a checkpoint when it fires.
@@ -85,6 +86,7 @@ class Detector(ABC):
     code: ClassVar[str]
     title: ClassVar[str]
     watches: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     phases: ClassVar[frozenset[str]] = frozenset({"train"})
     weights_are_sound: ClassVar[bool] = True

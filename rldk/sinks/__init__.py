@@ -29,8 +29,8 @@ class Sink(Protocol):
             OSError: If it could not be written; counted in `lost`, and the next call tries again.
         """
 
-    def alert(self, alert: Alert, alerts: list[Alert]) -> None:
-        """Takes one alert that was raised or has resolved, and the list of all so far."""
+    def alert(self, alert: Alert) -> None:
+        """Takes one alert that was raised or has resolved."""
 
     def close(self) -> None:
         """Writes what is left and lets go of files."""

@@ -5,17 +5,13 @@ from __future__ import annotations
 import logging
 
 from ..event import Alert, Event, Severity
+from ..metrics import HEADLINE
 from ..text import clean, number
 
 __all__ = ["ConsoleSink"]
 
 logger = logging.getLogger("rldk")
 
-# What a person watches first, in this order; a line holds the first few that the trainer logs.
-_SHOWN = (
-    "loss", "reward_mean", "kl_mean", "entropy_mean", "clip_frac", "value_loss", "reward_margin", "pair_accuracy",
-    "token_accuracy", "grad_norm", "lr",
-)
 _COLUMNS = 6
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.CRITICAL: logging.ERROR}
 
@@ -46,11 +42,11 @@ class ConsoleSink:
                 return
             self._due = (event.step // self.interval + 1) * self.interval
         prefix = "eval_" if event.phase == "eval" else ""
-        shown = [prefix + name for name in _SHOWN if prefix + name in event.metrics][:_COLUMNS]
+        shown = [prefix + name for name in HEADLINE if prefix + name in event.metrics][:_COLUMNS]
         values = "  ".join(f"{name} {number(event.metrics[name])}" for name in shown)
         logger.info("step %d  %s", event.step, values)
 
-    def alert(self, alert: Alert, alerts: list[Alert]) -> None:
+    def alert(self, alert: Alert) -> None:
         """Logs an alert as it is raised, and as it passes."""
         if alert.resolved_step is not None:
             logger.info("step %d  %s has passed (raised at step %d)", alert.resolved_step, alert.code, alert.step)

@@ -57,7 +57,7 @@ class JsonlSink:
             self.lost += 1
             raise
 
-    def alert(self, alert: Alert, alerts: list[Alert]) -> None:
+    def alert(self, alert: Alert) -> None:
         """Nothing: an alert stands in its event's notes."""
 
     def close(self) -> None:

@@ -151,7 +151,7 @@ class MetricsCsvSink:
         self._header, self._in_file = header, len(header)
         self._unclaimed = {title: index for index, title in enumerate(header) if index >= len(_FIXED)}
 
-    def alert(self, alert: Alert, alerts: list[Alert]) -> None:
+    def alert(self, alert: Alert) -> None:
         """Nothing: alerts have their own file."""
 
     def close(self) -> None:

@@ -121,10 +121,13 @@ class RLDKCallback(TrainerCallback):
 
     @property
     def files(self) -> dict[str, Path]:
-        """The run's files by name: events, alerts, metrics, report, manifest. Empty before training begins."""
-        if self.run_id is None:
+        """The run's files by name: events, alerts, metrics, report, manifest.
+
+        Empty before training begins, and on processes that do not write.
+        """
+        if self._active is None:
             return {}
-        files = self._files_of(self.run_id)._asdict()
+        files = self._active.recorder.files._asdict()
         return files if self.enable_jsonl_logging else {k: path for k, path in files.items() if k != "events"}
 
     @property

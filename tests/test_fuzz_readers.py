@@ -1,0 +1,177 @@
+"""Whatever bytes are in a log: a DataFrame, or an error that rldk documents. Twelve thousand files."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from captures import captures
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rldk.adapters import formats
+from rldk.adapters.trl import TRLAdapter
+from rldk.detectors import detector_classes, make_detectors
+from rldk.event import Event, encode
+from rldk.exceptions import IngestError
+from rldk.ingest import events_of, ingest_runs
+from rldk.monitor import Monitor
+from rldk.summary import Summary
+from rldk.vocabulary import Vocabulary, families
+
+# Built in on purpose, for the whole module: a folder of its own for each of thousands of files would cost more than reading them.
+FOLDER = tempfile.TemporaryDirectory(prefix="rldk-fuzz-")
+COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+NAMES = st.sampled_from(["x.jsonl", "x.json", "trainer_state.json", "x_events.jsonl"])
+HINTS = st.sampled_from([None, None, None, *formats()])
+FIELD_MAPS = st.sampled_from([None, None, {"a": "step"}, {"step": "b", "kl": "loss"}, {"loss": "x", "metrics": "kl"}])
+
+
+def read(content: bytes, name: str, hint: str | None = None, field_map=None) -> None:
+    """Reads a file in every way there is, and checks what comes of it against the contract."""
+    path = Path(FOLDER.name) / name
+    path.write_bytes(content)
+    assert TRLAdapter(path).can_handle() in (True, False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            frame = ingest_runs(path, adapter_hint=hint, field_map=field_map)
+        except IngestError as error:
+            assert str(error)
+            return
+    for warning in caught:
+        assert str(warning.message).startswith("rldk: skipped lines: ")
+        assert warning.category is UserWarning
+    assert isinstance(frame, pd.DataFrame)
+    assert len(frame) > 0
+    assert list(frame.columns[:4]) == ["step", "wall_time", "run_id", "phase"]
+    assert frame.columns.is_unique
+    assert frame["step"].dtype == np.int64
+    assert all(dtype == np.float64 for dtype in frame.dtypes.iloc[4:])
+    assert frame.groupby("run_id", observed=True)["step"].apply(lambda steps: steps.is_monotonic_increasing).all()
+    assert (frame.attrs["skipped_lines"] > 0) == bool(caught)
+    judge(path, hint)
+
+
+def judge(path: Path, hint: str | None) -> None:
+    """Runs the events through the engine: no detector may fail on them, and each must be fit to be written again."""
+    thresholds = dict.fromkeys(("kl_divergence", "clip_fraction", "gradient_norm", "memory_usage"), 0.5)
+    monitor, summary = Monitor(make_detectors(thresholds)), Summary()
+    for event in events_of(path, hint):
+        monitor.observe(event)
+        summary.add(event)
+        line = json.loads(encode(event))
+        assert all(value is None or isinstance(value, (int, float)) for value in line["metrics"].values())
+    assert summary.totals()["steps"] >= 0
+    assert summary.metrics() is not None
+    assert monitor.guard.failures == {}
+    assert len(monitor.coverage()) == len(make_detectors(thresholds)) <= len(detector_classes())
+
+
+scalars = (
+    st.none() | st.booleans() | st.floats() | st.text(max_size=8)
+    | st.integers() | st.sampled_from([2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63), -(2**63) - 1, 10**40, 10**400, -(10**400), 1e308, -0.0, "NaN", "nan", "1"])
+)
+anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4), max_leaves=12)
+deep = st.integers(1, 1500).map(lambda depth: "[" * depth + "]" * depth) | st.integers(1, 1500).map(lambda depth: '{"a":' * depth + "1" + "}" * depth)
+
+event_keys = ["step", "wall_time", "metrics", "rng", "data_slice", "model_info", "notes", "time", "nonfinite"]
+raw_keys = ["step", "loss", "grad_norm", "kl", "reward", "reward_std", "objective/kl", "val/ratio", "eval_loss", "train_loss", "train_runtime", "name", "value", "a", "_step", "timestamp", "run_id", "param_nonfinite", "rewards/f/mean"]
+steps = st.integers(-3, 12) | st.integers(-3, 12).map(float) | scalars
+metrics = st.dictionaries(st.sampled_from(raw_keys) | st.text(max_size=4), st.floats() | st.integers() | st.none() | anything, max_size=6)
+event_like = st.fixed_dictionaries(
+    {"step": steps, "metrics": metrics | anything},
+    optional={
+        "wall_time": scalars,
+        "model_info": st.fixed_dictionaries({}, optional={"run_id": st.sampled_from(["a", "b"]) | anything, "phase": st.sampled_from(["train", "eval", "checkpoint", "summary"]) | anything, "trainer": anything}) | anything,
+        "notes": st.lists(st.sampled_from(["resumed from step 3", "resumed from step x"]) | anything, max_size=2) | anything,
+        "nonfinite": st.dictionaries(st.sampled_from(raw_keys), st.sampled_from(["nan", "inf", "-inf"]) | anything, max_size=3) | anything,
+        "data_slice": st.dictionaries(st.sampled_from(["tokens_in", "steps", "events", "wall_time"]), scalars, max_size=3) | anything,
+        "rng": anything, "time": anything,
+    },
+)
+flat_like = st.builds(lambda step, row: {**row, **step}, st.fixed_dictionaries({}, optional={"step": steps, "global_step": steps}), metrics)
+named_like = st.fixed_dictionaries({"name": st.sampled_from(["kl", "loss"]) | scalars, "value": scalars | anything, "step": steps}, optional={"run_id": scalars, "wall_time": scalars, "time": anything})
+state_like = st.fixed_dictionaries({"log_history": st.lists(flat_like | anything, max_size=5) | anything}, optional={"global_step": scalars, "best_metric": anything})
+
+
+def dump(value) -> str:
+    """JSON as Python writes it: bare NaN, integers of any length, escaped surrogates."""
+    return json.dumps(value)
+
+
+lines = st.lists(event_like.map(dump) | flat_like.map(dump) | named_like.map(dump) | state_like.map(dump) | anything.map(dump) | deep | st.text(max_size=6), max_size=6)
+alike = st.one_of(st.lists(kind.map(dump), min_size=1, max_size=6) for kind in (event_like, flat_like, named_like))
+endings = st.sampled_from(["\n", "\n", "\r\n", "\n\n", "\n\0\n"])
+tails = st.sampled_from(["", "\n", '{"step": 1, "met', "\0\0", "\ufeff"])
+
+
+@given(st.binary(max_size=200), NAMES)
+@settings(max_examples=1500, **COMMON)
+def test_bytes(content, name):
+    """Any bytes at all."""
+    read(content, name)
+
+
+@given(lines, endings, tails, NAMES, HINTS, FIELD_MAPS)
+@settings(max_examples=2500, **COMMON)
+def test_mixed_lines(records, ending, tail, name, hint, field_map):
+    """Lines of all formats, of other JSON and of no JSON, in one file."""
+    read((ending.join(records) + tail).encode("utf-8", "surrogatepass"), name, hint, field_map)
+
+
+@given(alike, endings, tails, NAMES, FIELD_MAPS)
+@settings(max_examples=3000, **COMMON)
+def test_lines_of_one_format(records, ending, tail, name, field_map):
+    """Lines that look like events, like flat logs or like the older stream, with anything in any place."""
+    read((ending.join(records) + tail).encode("utf-8", "surrogatepass"), name, None, field_map)
+
+
+@given(state_like | st.lists(flat_like | anything, max_size=5), st.sampled_from([None, 2]), NAMES, HINTS, FIELD_MAPS)
+@settings(max_examples=2000, **COMMON)
+def test_documents(document, indent, name, hint, field_map):
+    """Documents that look like a trainer's state, with anything in any place."""
+    read(json.dumps(document, indent=indent).encode(), name, hint, field_map)
+
+
+def _files() -> list[tuple[str, bytes]]:
+    files = []
+    for run in captures()[::3]:
+        words = Vocabulary(families()[run.family], run.trl)
+        translated = [(row["step"], *words.translate(logs)[:2]) for row, logs in zip(run.rows, run.logs, strict=True)]
+        files.append(("x.jsonl", "".join(dump(row) + "\n" for row in run.rows).encode()))
+        files.append(("trainer_state.json", json.dumps({"log_history": run.rows}, indent=2).encode()))
+        files.append(("x_events.jsonl", b"".join(encode(Event(step, 1.0 * step, {**values, "nan": math.nan}, phase, model_info={"run_id": "r"})) for step, phase, values in translated)))
+    return files
+
+
+FILES = _files()
+snippets = st.sampled_from([b"", b"\n", b"\0", b"NaN", b"Infinity", b"1e999", b"-", b'"', b"{", b"}", b"[", b"]", b",", b'"step":', b"\\ud800", b"\xff", b"null", b"true", b"9" * 30, b"9" * 5000])
+mutations = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 40), snippets), min_size=1, max_size=6)
+
+
+@given(st.integers(0, len(FILES) - 1), mutations, st.floats(0.1, 1))
+@settings(max_examples=3000, **COMMON)
+def test_mutated_files(index, changes, kept):
+    """Real logs with pieces cut out and put in, and cut off at some place."""
+    name, content = FILES[index]
+    content = content[: int(len(content) * kept)]
+    for where, length, snippet in changes:
+        at = int(where * len(content))
+        content = content[:at] + snippet + content[at + length :]
+    read(content, name)
+
+
+@pytest.mark.parametrize("index", range(len(FILES)))
+def test_unmutated_files(index):
+    """The files that are mutated are whole before: nothing is skipped."""
+    name, content = FILES[index]
+    read(content, name)
+    path = Path(FOLDER.name) / name
+    assert ingest_runs(path).attrs["skipped_lines"] == 0
