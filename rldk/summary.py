@@ -1,6 +1,6 @@
 """The fold: what a whole run comes to, in constant memory, from its events and alerts alone.
 
-Values are gathered a few hundred events at a time and folded with built-in functions, so that a step costs little.
+Values are gathered a thousand events at a time and folded with built-in functions, so that a step costs little.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .event import Event
 
 __all__ = ["Summary"]
 
-_EVENTS_A_FOLD = 256
+_EVENTS_A_FOLD = 1024
 
 
 class _Series:

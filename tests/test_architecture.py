@@ -153,7 +153,8 @@ def test_ppo_lives_where_it_lives():
     from rldk.integrations import trl
 
     if zoo.has("ppo"):
-        assert (trl.PPOTrainer, trl.PPOConfig) == zoo.classes("ppo")
+        # From TRL 0.26 to 0.28 the top level has subclasses that only warn.
+        assert all(issubclass(*pair) for pair in zip(zoo.classes("ppo"), (trl.PPOTrainer, trl.PPOConfig)))
     else:
         with pytest.raises(ImportError, match=r"removed PPO in 1\.13\.0"):
             trl.PPOTrainer

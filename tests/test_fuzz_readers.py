@@ -1,4 +1,4 @@
-"""Whatever bytes are in a log: a DataFrame, or an error that rldk documents. Twelve thousand files."""
+"""Whatever bytes are in a log: a DataFrame, or an error that rldk documents. Eleven thousand files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rldk.adapters import formats
 from rldk.adapters.trl import TRLAdapter
-from rldk.detectors import detector_classes, make_detectors
+from rldk.detectors import make_detectors
 from rldk.event import Event, encode
 from rldk.exceptions import IngestError
 from rldk.ingest import events_of, ingest_runs
@@ -27,6 +27,7 @@ from rldk.vocabulary import Vocabulary, families
 
 # Built in on purpose, for the whole module: a folder of its own for each of thousands of files would cost more than reading them.
 FOLDER = tempfile.TemporaryDirectory(prefix="rldk-fuzz-")
+THRESHOLDS = dict.fromkeys(("kl_divergence", "clip_fraction", "gradient_norm", "memory_usage"), 0.5)
 COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 NAMES = st.sampled_from(["x.jsonl", "x.json", "trainer_state.json", "x_events.jsonl"])
 HINTS = st.sampled_from([None, None, None, *formats()])
@@ -53,16 +54,16 @@ def read(content: bytes, name: str, hint: str | None = None, field_map=None) -> 
     assert list(frame.columns[:4]) == ["step", "wall_time", "run_id", "phase"]
     assert frame.columns.is_unique
     assert frame["step"].dtype == np.int64
-    assert all(dtype == np.float64 for dtype in frame.dtypes.iloc[4:])
-    assert frame.groupby("run_id", observed=True)["step"].apply(lambda steps: steps.is_monotonic_increasing).all()
+    assert all(dtype == np.float64 for dtype in list(frame.dtypes)[4:])
+    steps, runs = frame["step"].to_numpy(), frame["run_id"].cat.codes.to_numpy()
+    assert np.array_equal(np.lexsort((steps, runs)), np.arange(len(frame)))
     assert (frame.attrs["skipped_lines"] > 0) == bool(caught)
     judge(path, hint)
 
 
 def judge(path: Path, hint: str | None) -> None:
     """Runs the events through the engine: no detector may fail on them, and each must be fit to be written again."""
-    thresholds = dict.fromkeys(("kl_divergence", "clip_fraction", "gradient_norm", "memory_usage"), 0.5)
-    monitor, summary = Monitor(make_detectors(thresholds)), Summary()
+    monitor, summary = Monitor(make_detectors(THRESHOLDS)), Summary()
     for event in events_of(path, hint):
         monitor.observe(event)
         summary.add(event)
@@ -71,7 +72,7 @@ def judge(path: Path, hint: str | None) -> None:
     assert summary.totals()["steps"] >= 0
     assert summary.metrics() is not None
     assert monitor.guard.failures == {}
-    assert len(monitor.coverage()) == len(make_detectors(thresholds)) <= len(detector_classes())
+    assert len(monitor.coverage()) == len(make_detectors(THRESHOLDS))
 
 
 scalars = (
@@ -113,28 +114,28 @@ tails = st.sampled_from(["", "\n", '{"step": 1, "met', "\0\0", "\ufeff"])
 
 
 @given(st.binary(max_size=200), NAMES)
-@settings(max_examples=1500, **COMMON)
+@settings(max_examples=4500, **COMMON)
 def test_bytes(content, name):
     """Any bytes at all."""
     read(content, name)
 
 
 @given(lines, endings, tails, NAMES, HINTS, FIELD_MAPS)
-@settings(max_examples=2500, **COMMON)
+@settings(max_examples=1500, **COMMON)
 def test_mixed_lines(records, ending, tail, name, hint, field_map):
     """Lines of all formats, of other JSON and of no JSON, in one file."""
     read((ending.join(records) + tail).encode("utf-8", "surrogatepass"), name, hint, field_map)
 
 
 @given(alike, endings, tails, NAMES, FIELD_MAPS)
-@settings(max_examples=3000, **COMMON)
+@settings(max_examples=1500, **COMMON)
 def test_lines_of_one_format(records, ending, tail, name, field_map):
     """Lines that look like events, like flat logs or like the older stream, with anything in any place."""
     read((ending.join(records) + tail).encode("utf-8", "surrogatepass"), name, None, field_map)
 
 
 @given(state_like | st.lists(flat_like | anything, max_size=5), st.sampled_from([None, 2]), NAMES, HINTS, FIELD_MAPS)
-@settings(max_examples=2000, **COMMON)
+@settings(max_examples=1200, **COMMON)
 def test_documents(document, indent, name, hint, field_map):
     """Documents that look like a trainer's state, with anything in any place."""
     read(json.dumps(document, indent=indent).encode(), name, hint, field_map)
@@ -157,7 +158,7 @@ mutations = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0,
 
 
 @given(st.integers(0, len(FILES) - 1), mutations, st.floats(0.1, 1))
-@settings(max_examples=3000, **COMMON)
+@settings(max_examples=2300, **COMMON)
 def test_mutated_files(index, changes, kept):
     """Real logs with pieces cut out and put in, and cut off at some place."""
     name, content = FILES[index]

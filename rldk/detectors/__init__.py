@@ -63,6 +63,10 @@ def make_detectors(thresholds: Mapping[str, Any] | None = None) -> list[Detector
                     f"It takes: {', '.join(known) or 'none'}"
                 )
         parameters.setdefault(code, {}).update(given)
+    for code, given in parameters.items():
+        missing = [name for name, item in _parameters(classes[code]).items() if item.default is item.empty and name not in given]
+        if missing:
+            raise ConfigurationError(f"alert_thresholds: {code} needs {', '.join(missing)}; got {given!r}")
     return [
         cls(**parameters.get(code, {}))
         for code, cls in classes.items()

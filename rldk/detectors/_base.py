@@ -107,7 +107,7 @@ def number_parameter(owner: str, name: str, value: Any, *, low: float, high: flo
     Raises:
         ConfigurationError: If the value is no finite number in [low, high]; the message shows it.
     """
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     if not good or not low <= value <= high:
         allowed = f"between {low:g} and {high:g}" if math.isfinite(high) else f"{low:g} or more"
         raise ConfigurationError(f"{owner}: {name} must be a number {allowed}; got {value!r}")

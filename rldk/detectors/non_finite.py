@@ -65,7 +65,9 @@ class NonFinite(Detector):
         value = metrics.get(worst)
         severity = Severity.CRITICAL if lookup(worst) else Severity.WARNING
         if worst == "param_nonfinite":
-            message = f"The checkpoint has {value:g} weights that are NaN or infinite."
+            # None: an event after the checkpoint's, while what that one showed still holds.
+            count = "" if value is None else f"{value:g} "
+            message = f"The checkpoint has {count}weights that are NaN or infinite."
         else:
             others = f" So are: {', '.join(name for name in shown if name != worst)}." if len(shown) > 1 else ""
             message = f"{worst} is {value if value is not None else 'not finite'}.{others}"

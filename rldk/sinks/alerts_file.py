@@ -31,7 +31,7 @@ class AlertsFileSink:
         """Writes the file if it is not, or could not be, up to date."""
         self._update()
 
-    def alert(self, alert: Alert, alerts: list[Alert]) -> None:
+    def alert(self, alert: Alert) -> None:
         """Writes all alerts anew."""
         self._update()
 
