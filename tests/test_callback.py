@@ -363,6 +363,20 @@ print("trained", trainer.state.global_step, callback.report["lost"]["events"], c
             df = rldk.ingest_runs("logs")
         assert df[df.phase == "train"].step.tolist() == [1, 2, 3, 4, 9, 10, 11, 12]
 
+    def test_a_run_that_cannot_begin_is_not_tried_again(self):
+        """If opening the run fails, that is logged once, and no log call pays for another attempt."""
+
+        class Broken(RLDKCallback):
+            begun = 0
+
+            def _files_of(self, run_id):
+                self.begun += 1
+                raise RuntimeError("a bug")
+
+        callback = Broken()
+        assert train(callback).state.global_step == 6
+        assert callback.begun == 1 and callback.guard.failures["on_train_begin"]["count"] == 1
+
     def test_a_bug_of_ours_is_counted_and_named(self, caplog):
         """An exception inside rldk reaches the log and the report, never the training."""
 

@@ -67,9 +67,9 @@ class TestTwoProcesses:
         assert len(list((tmp_path / "logs").iterdir())) == 5
 
     def test_all_stop_together(self, tmp_path):
-        """A stop that only the main process sees the reason for stops the other one too, at the same step."""
+        """A stop that only the main process sees the reason for stops the other one too, after the next step."""
         out = launch(tmp_path, "non_finite")
-        assert "rank 0 at 4" in out and "rank 1 at 4" in out
+        assert "rank 0 at 5" in out and "rank 1 at 5" in out
         assert json.loads((tmp_path / "logs" / "run_final_report.json").read_text())["status"] == "stopped"
 
 

@@ -14,6 +14,7 @@ detector holds its statistics and nothing else: no I/O, no clock, no raw names, 
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -107,7 +108,7 @@ def number_parameter(owner: str, name: str, value: Any, *, low: float, high: flo
     Raises:
         ConfigurationError: If the value is no finite number in [low, high]; the message shows it.
     """
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not good or not low <= value <= high:
         allowed = f"between {low:g} and {high:g}" if math.isfinite(high) else f"{low:g} or more"
         raise ConfigurationError(f"{owner}: {name} must be a number {allowed}; got {value!r}")

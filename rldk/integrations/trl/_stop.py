@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ...detectors import detector_classes
 from ...event import Alert, Severity
 
-__all__ = ["StopRule"]
-
-logger = logging.getLogger("rldk")
+__all__ = ["StopRule", "several_processes", "stop"]
 
 _STOP, _SAVE_AND_STOP = 1, 2
 
@@ -25,30 +22,13 @@ class StopRule(NamedTuple):
 
     names: frozenset[str]
 
-    def apply(self, args: Any, control: Any, raised: Iterable[Alert]) -> str | None:
-        """Asks the trainer to stop if an alert says so; the same on every process.
-
-        Each process of a distributed run must call this at each log, since they agree on the answer: one that
-        stopped alone would leave the others waiting for ever.
-
-        Returns:
-            The reason, if training is to stop.
-        """
+    def wish(self, raised: Iterable[Alert]) -> tuple[int, str]:
+        """What these alerts ask for: 0 for nothing, 1 to stop, 2 to save and stop; and the codes that ask for it."""
         chosen = [alert for alert in raised if self._matches(alert)]
-        wish = 0
-        if chosen:
-            safe = all(detector_classes()[alert.code].weights_are_sound for alert in chosen)
-            wish = _SAVE_AND_STOP if safe else _STOP
-        if (getattr(args, "world_size", 1) or 1) > 1:
-            wish = _highest(wish, args.device)
-        if not wish:
-            return None
-        control.should_training_stop = True
-        if wish == _SAVE_AND_STOP:
-            control.should_save = True
-        reason = f"stop_on: {', '.join(alert.code for alert in chosen)}" if chosen else "stop_on"
-        logger.warning("rldk: asked the trainer to stop (%s)", reason)
-        return reason
+        if not chosen:
+            return 0, ""
+        sound = all(detector_classes()[alert.code].weights_are_sound for alert in chosen)
+        return _SAVE_AND_STOP if sound else _STOP, ", ".join(alert.code for alert in chosen)
 
     def _matches(self, alert: Alert) -> bool:
         rank = Severity(alert.severity).rank
@@ -57,11 +37,38 @@ class StopRule(NamedTuple):
         )
 
 
-def _highest(wish: int, device: Any) -> int:
+def stop(wish: int, args: Any, control: Any) -> bool:
+    """Asks the trainer to stop, if this or any other process wishes it.
+
+    In a distributed run every process must call this at the same moments: one that stopped alone would leave the others
+    waiting for ever.
+
+    Args:
+        wish: As of `StopRule.wish`.
+        args: The trainer's arguments.
+        control: The trainer's control.
+
+    Returns:
+        Whether training is to stop.
+    """
+    if several_processes(args):
+        import torch  # loaded in any training process
+
+        shared = torch.tensor(wish, device=args.device)
+        torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+        wish = int(shared.item())
+    if not wish:
+        return False
+    control.should_training_stop = True
+    if wish == _SAVE_AND_STOP:
+        control.should_save = True
+    return True
+
+
+def several_processes(args: Any) -> bool:
+    """Whether the training runs in several processes that can agree on something."""
+    if (getattr(args, "world_size", 1) or 1) < 2:
+        return False
     import torch  # loaded in any training process
 
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return wish
-    shared = torch.tensor(wish, device=device)
-    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-    return int(shared.item())
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())

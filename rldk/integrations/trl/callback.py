@@ -29,7 +29,7 @@ from ...runfiles import RunFiles, check_run_id
 from ._manifest import build_manifest
 from ._reader import LogReader
 from ._resume import RunPlan, check_new, plan_run
-from ._stop import StopRule
+from ._stop import StopRule, several_processes, stop
 
 __all__ = ["RLDKCallback"]
 
@@ -61,7 +61,8 @@ class RLDKCallback(TrainerCallback):
         tags: Free labels, into every event's `model_info.tags`.
         on_alert: Called with each `rldk.event.Alert` as it is raised, and again when it has resolved.
         stop_on: Detector codes, or one severity (that one and worse), on which training is stopped, after asking for
-            a checkpoint where the weights are still worth one. TRL's PPO ignores the request.
+            a checkpoint where the weights are still worth one. With several processes, all stop after the next step.
+            TRL's PPO ignores the request.
         resume: Whether `run_id` names a run that is being resumed. By default this is told by the trainer's state;
             True allows existing files without looking for checkpoints, False never does.
 
@@ -115,6 +116,8 @@ class RLDKCallback(TrainerCallback):
             check_new(self._files_of(self.run_id), self.run_id, never=resume is False)
         self._given_run_id = self.run_id
         self.guard = Guard()
+        self._wish = 0  # to stop, as of StopRule.wish
+        self._given_up = False
         self._active: _Active | None = None
 
     # What a person asks for
@@ -165,12 +168,14 @@ class RLDKCallback(TrainerCallback):
         if active is not None and active.step_began is not None:
             active.busy += time.perf_counter() - active.step_began
             active.step_began = None
+        if self.stop_on and several_processes(args):
+            # Here and not in on_log, which a program may call on one process alone.
+            self._stop(args, control)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Records one log call. A subclass may add keys to `logs` and call this."""
-        raised = self._on_log(args, state, logs, kwargs.get("model")) if state.is_world_process_zero else None
-        if self.stop_on:
-            self._stop(args, control, raised or ())
+        if state.is_world_process_zero:
+            self._on_log(args, state, control, logs, kwargs.get("model"))
 
     @guarded
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -203,27 +208,35 @@ class RLDKCallback(TrainerCallback):
                 return
             self._finish("failed", "train() was called again before the run had ended")
         sweep(state)
+        self._given_up = True  # unless what follows works: a run that cannot begin is not tried again at each log
         plan = plan_run(args, state, self.output_dir, self._given_run_id, self._files_of, self.resume)
         self.run_id = plan.run_id
         self._active = _Active(self, args, state, plan, model, training)
+        self._given_up = False
         if before is not None:
             # A second train() on one trainer: its token count goes on where it was.
             self._active.reader.tokens = before.reader.tokens
 
     @guarded
-    def _on_log(self, args: Any, state: Any, logs: Any, model: Any) -> list[Alert] | None:
-        if not logs:
-            return None
+    def _on_log(self, args: Any, state: Any, control: Any, logs: Any, model: Any) -> None:
+        if not logs or self._given_up:
+            return
         if self._active is None:
             self._begin(args, state, model, training=False)
         active = self._active
         assert active is not None
         changed = active.log(state.global_step, logs)
         self._tell(changed)
+        if self.stop_on is not None:
+            wish, codes = self.stop_on.wish(alert for alert in changed if alert.resolved_step is None)
+            if wish:
+                self._wish, active.stop_reason = max(self._wish, wish), f"stop_on: {codes}"
+                logger.warning("rldk: asking the trainer to stop (%s)", active.stop_reason)
+            if not several_processes(args):
+                self._stop(args, control)
         if active.closed:
             # Evaluated after training: the report takes it in.
             self._report_again(active)
-        return [alert for alert in changed if alert.resolved_step is None]
 
     def _report_again(self, active: _Active) -> None:
         report = active.recorder.report or {}
@@ -235,11 +248,9 @@ class RLDKCallback(TrainerCallback):
                 # The user's own code, and still no reason to end a run.
                 self.guard.call("on_alert", self.on_alert, alert)
 
-    @guarded
-    def _stop(self, args: Any, control: Any, raised: Iterable[Alert]) -> None:
-        reason = self.stop_on.apply(args, control, raised) if self.stop_on else None
-        if reason is not None and self._active is not None:
-            self._active.stop_reason = reason
+    def _stop(self, args: Any, control: Any) -> None:
+        if stop(self._wish, args, control):
+            self._wish = 0
 
     @guarded
     def _finish(self, status: str, reason: str | None = None) -> None:
