@@ -8,9 +8,7 @@ from typing import Any
 
 import orjson
 
-from .event import Alert
-
-from .event import sanitised
+from .event import Alert, sanitised
 
 __all__ = ["read_alerts", "read_object", "replace_bytes", "replace_json"]
 

@@ -195,8 +195,8 @@ def heal(path: Path) -> None:
 
 
 def _tail(path: Path) -> tuple[bytes, int]:
-    """What follows the last newline, and the file's size. Devices and pipes have neither, and reading them may not end."""
-    if not path.is_file():
+    """What follows the last newline, and the file's size."""
+    if not path.is_file():  # none yet; or a device or pipe, which may be read without end
         return b"", 0
     try:
         with open(path, "rb") as file:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import struct
 from array import array
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .event import Event
 from .timeline import is_resume
 
 __all__ = ["FrameBuilder"]
@@ -78,29 +78,26 @@ class FrameBuilder:
     def __len__(self) -> int:
         return self._stored + self._in_block
 
-    def add(self, event: Event, run_id: str = "") -> None:
-        """Takes one event. Events without metrics make no row.
-
-        Args:
-            event: The event.
-            run_id: The run, if the event does not say.
-        """
-        step, wall_time, metrics, phase, _, _, model_info, _, _ = event
-        name = model_info.get("run_id") or run_id
-        if name != self._run_name:
-            self._run_name = name
-            self._run = self._runs.setdefault(str(name), _Run(len(self._runs)))
+    def add(
+        self,
+        step: int,
+        wall_time: float,
+        run_id: str,
+        phase: str,
+        metrics: Mapping[str, float | int | None],
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Takes one row: what an event says. Events without metrics make none."""
+        if run_id != self._run_name:
+            self._run_name = run_id
+            self._run = self._runs.setdefault(run_id, _Run(len(self._runs)))
         run = self._run
         if not metrics:
-            if is_resume(event):
+            if is_resume(metrics, notes):
                 run.generation += 1
                 run.rewinds.append((run.generation, step))
                 run.last_step = step
             return
-        if phase == "train":
-            if step < run.last_step:
-                run.generation += 1
-            run.last_step = step
         names = tuple(metrics)
         if names != self._last_names:
             self._last_names = names
@@ -108,12 +105,17 @@ class FrameBuilder:
         code = self._phase_codes.get(phase)
         if code is None:
             code = self._phase_codes[phase] = len(self._phase_codes)
+        generation = run.generation
+        if phase == "train":
+            if step < run.last_step:
+                generation = run.generation = generation + 1
+            run.last_step = step
         layout, row = self._layout, self._in_block
         try:
-            layout.data += layout.pack(row, step, wall_time, code, run.code, run.generation, *metrics.values())
-        except (struct.error, OverflowError):  # None, and foreign values of damaged lines
+            layout.data += layout.pack(row, step, wall_time, code, run.code, generation, *metrics.values())
+        except (struct.error, OverflowError):  # a None, or a huge integer
             values = map(_float, metrics.values())
-            layout.data += layout.pack(row, step, _float(wall_time), code, run.code, run.generation, *values)
+            layout.data += layout.pack(row, step, _float(wall_time), code, run.code, generation, *values)
         self._in_block = row + 1
         if row + 1 == _ROWS_A_BLOCK:
             self._end_block()

@@ -44,13 +44,15 @@ class _Series:
             self.nonfinite += len(logged) - len(values)
             if not values:
                 return
-            # Scaled before it is summed, so that the largest floats do not overflow.
-            total_value = math.fsum(value / len(values) for value in values) * len(values)
-        count, mean = len(values), total_value / len(values)
+            # Divided before it is summed, so that the largest floats do not overflow.
+            mean = math.fsum(value / len(values) for value in values)
+        else:
+            mean = total_value / len(values)
+        count = len(values)
         total, shift = self.count + count, mean - self.mean
         deviation = math.dist(values, [mean] * count)
         self.spread += deviation * deviation + shift * shift * self.count * count / total
-        self.mean += shift * count / total
+        self.mean += shift * (count / total)
         self.count = total
         self.lowest = min(self.lowest, min(values))
         self.highest = max(self.highest, max(values))

@@ -6,7 +6,8 @@ Everything that was recorded before the mark, beyond that step, is void.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from .event import Event
 
@@ -20,9 +21,9 @@ def resume_note(step: int) -> str:
     return f"{_NOTE}{step}"
 
 
-def is_resume(event: Event) -> bool:
-    """Whether an event marks a resume; its step is the one that the run goes on from."""
-    return not event.metrics and any(note.startswith(_NOTE) for note in event.notes)
+def is_resume(metrics: Mapping[str, Any], notes: Sequence[str]) -> bool:
+    """Whether an event with these metrics and notes marks a resume; its step is the one that the run goes on from."""
+    return not metrics and any(note.startswith(_NOTE) for note in notes)
 
 
 def standing(read: Callable[[], Iterable[Event]]) -> Iterator[Event]:
@@ -31,7 +32,7 @@ def standing(read: Callable[[], Iterable[Event]]) -> Iterator[Event]:
     Args:
         read: Reads the run's events from the start; called twice.
     """
-    marks = [(index, event.step) for index, event in enumerate(read()) if is_resume(event)]
+    marks = [(index, event.step) for index, event in enumerate(read()) if is_resume(event.metrics, event.notes)]
     # For each mark, the earliest step that it or any later one goes back to.
     lowest = float("inf")
     bounds: list[tuple[int, float]] = []

@@ -98,7 +98,7 @@ def term_rows(terms: Iterable[Term]) -> str:
                 ", ".join(filter(None, [
                     f"TRL {term.trl}" if term.trl else "",
                     f"loss_type {' or '.join(term.loss_types)}" if term.loss_types else "",
-                ])) or "all",
+                ])) or ("otherwise" if term.raw in conditional else "all"),
             )
             for term in terms
         ),

@@ -141,9 +141,8 @@ class TestLog:
     )
     def test_refuses(self, arguments, word, tmp_path):
         """What cannot be written is refused in the caller's words, and nothing is written."""
-        with EventWriter(tmp_path / "e.jsonl") as writer:
-            with pytest.raises(ConfigurationError, match=word):
-                writer.log(**arguments)
+        with EventWriter(tmp_path / "e.jsonl") as writer, pytest.raises(ConfigurationError, match=word):
+            writer.log(**arguments)
         assert (tmp_path / "e.jsonl").read_bytes() == b""
 
     def test_closed(self, tmp_path):

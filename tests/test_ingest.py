@@ -511,7 +511,7 @@ class TestSources:
 class TestErrors:
     def test_no_file(self, tmp_path):
         """A path that is not there is an error that names it and where one looked."""
-        with pytest.raises(NoLogsError, match="no such file.*nothing.jsonl") as caught:
+        with pytest.raises(NoLogsError, match=r"no such file.*nothing\.jsonl") as caught:
             ingest_runs(tmp_path / "nothing.jsonl")
         assert isinstance(caught.value, FileNotFoundError)
         assert os.getcwd() in str(caught.value)

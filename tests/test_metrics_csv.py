@@ -52,7 +52,7 @@ def expected(events):
 
 
 def same(path, events):
-    """pandas reads the events, to its own precision (pandas 2 errs in the last digit); the cells have them exactly."""
+    """Compares what pandas reads, to its own precision (pandas 2 errs in the last digit); the cells have them exactly."""
     found, wanted = pd.read_csv(path), expected(events)
     assert list(found.columns) == list(wanted.columns)
     pd.testing.assert_frame_equal(found, wanted.astype(found.dtypes.to_dict()), rtol=1e-14)

@@ -18,6 +18,10 @@ from rldk.vocabulary import MAX_NAMES, Vocabulary, families, family_of, plain_nu
 FAMILIES = list(families().values())
 # Told by the arguments alone: RLOO logs GRPO's keys.
 LOOKS_LIKE = {"rloo": "grpo"}
+CORE = [
+    "reward_mean", "reward_std", "kl_mean", "entropy_mean", "clip_frac", "grad_norm", "lr", "loss", "policy_loss",
+    "value_loss", "grad_norm_policy", "grad_norm_value", "tokens_in", "tokens_out",
+]
 DILUTED = {"num_mini_batches": 2, "gradient_accumulation_steps": 2, "num_ppo_epochs": 2, "per_device_train_batch_size": 4}
 
 
@@ -346,7 +350,7 @@ class TestTable:
         assert metric.meaning.endswith(".")
         assert metric.name not in SYNONYMS
 
-    @pytest.mark.parametrize("core", "reward_mean reward_std kl_mean entropy_mean clip_frac grad_norm lr loss policy_loss value_loss grad_norm_policy grad_norm_value tokens_in tokens_out".split())
+    @pytest.mark.parametrize("core", CORE)
     def test_core_names(self, core):
         """The names that users know are there."""
         assert core in METRICS

@@ -6,14 +6,17 @@ An adapter yields events in the file's order and judges nothing. What is malform
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..event import Event
 from ._lines import Damage, read_records
 
-__all__ = ["Adapter", "sniff"]
+__all__ = ["Adapter", "Row", "sniff"]
+
+# step, wall_time, run_id, phase, metrics, notes
+Row = tuple[int, float, str, str, Mapping[str, Any], Sequence[str]]
 
 _SNIFFED = 50
 
@@ -54,6 +57,18 @@ class Adapter(ABC):
             OSError: If the file cannot be read.
         """
         return sniff(self.path)
+
+    def rows(self, run_id: str) -> Iterator[Row]:
+        """Yields what a DataFrame takes of each event; a format that can spare the event on the way does.
+
+        Args:
+            run_id: The run of events that do not say theirs.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        for event in self.events():
+            yield event.step, event.wall_time, event.run_id or run_id, event.phase, event.metrics, event.notes
 
 
 def sniff(path: Path) -> list[dict[str, Any]]:

@@ -64,8 +64,8 @@ def make_detectors(thresholds: Mapping[str, Any] | None = None) -> list[Detector
                 )
         parameters.setdefault(code, {}).update(given)
     for code, given in parameters.items():
-        missing = [name for name, item in _parameters(classes[code]).items() if item.default is item.empty and name not in given]
-        if missing:
+        needed = [name for name, item in _parameters(classes[code]).items() if item.default is item.empty]
+        if missing := [name for name in needed if name not in given]:
             raise ConfigurationError(f"alert_thresholds: {code} needs {', '.join(missing)}; got {given!r}")
     return [
         cls(**parameters.get(code, {}))
