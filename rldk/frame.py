@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 import struct
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .adapters import Row
 from .timeline import is_resume
 
 __all__ = ["FrameBuilder"]
 
 _ROWS_A_BLOCK = 1024
+_MAX_LAYOUTS = 1000
 # What a packed row has before its metrics: where it stands in its block, and what is no metric.
 _HEAD = "=iqdiii"
 _HEAD_FIELDS = [("row", "=i4"), ("step", "=i8"), ("wall_time", "=f8"), ("phase", "=i4"), ("run", "=i4"), ("generation", "=i4")]
@@ -41,9 +43,10 @@ class _Layout:
 class _Run:
     """Where a run stands while its events are read in order."""
 
-    __slots__ = ("code", "generation", "last_step", "rewinds")
+    __slots__ = ("code", "generation", "last_step", "name", "rewinds")
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, name: str | None, code: int) -> None:
+        self.name = name
         self.code = code
         self.generation = 0
         self.last_step = -math.inf
@@ -70,55 +73,51 @@ class FrameBuilder:
         self._run_codes = array("i")
         self._generations = array("i")
         self._runs: dict[str, _Run] = {}
-        self._run_name: str | None = None
-        self._run = _Run(-1)
+        self._run = _Run(None, -1)
         self._in_block = 0
         self._stored = 0
 
     def __len__(self) -> int:
         return self._stored + self._in_block
 
-    def add(
-        self,
-        step: int,
-        wall_time: float,
-        run_id: str,
-        phase: str,
-        metrics: Mapping[str, float | int | None],
-        notes: Sequence[str] = (),
-    ) -> None:
-        """Takes one row: what an event says. Events without metrics make none."""
-        if run_id != self._run_name:
-            self._run_name = run_id
-            self._run = self._runs.setdefault(run_id, _Run(len(self._runs)))
-        run = self._run
-        if not metrics:
-            if is_resume(metrics, notes):
-                run.generation += 1
-                run.rewinds.append((run.generation, step))
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Takes rows: step, wall_time, run_id, phase, metrics and notes of each event.
+
+        Events without metrics make no row. One long loop over local names: it runs a million times.
+        """
+        run, layout, names, phase_codes = self._run, self._layout, self._last_names, self._phase_codes
+        in_block = self._in_block
+        for step, wall_time, run_id, phase, metrics, notes in rows:
+            if run_id != run.name:
+                run = self._runs.setdefault(run_id, _Run(run_id, len(self._runs)))
+            if not metrics:
+                if is_resume(metrics, notes):
+                    run.generation += 1
+                    run.rewinds.append((run.generation, step))
+                    run.last_step = step
+                continue
+            if phase == "train":
+                if step < run.last_step:
+                    run.generation += 1
                 run.last_step = step
-            return
-        names = tuple(metrics)
-        if names != self._last_names:
-            self._last_names = names
-            self._layout = self._layouts.get(names) or self._new_layout(names)
-        code = self._phase_codes.get(phase)
-        if code is None:
-            code = self._phase_codes[phase] = len(self._phase_codes)
-        generation = run.generation
-        if phase == "train":
-            if step < run.last_step:
-                generation = run.generation = generation + 1
-            run.last_step = step
-        layout, row = self._layout, self._in_block
-        try:
-            layout.data += layout.pack(row, step, wall_time, code, run.code, generation, *metrics.values())
-        except (struct.error, OverflowError):  # a None, or a huge integer
-            values = map(_float, metrics.values())
-            layout.data += layout.pack(row, step, _float(wall_time), code, run.code, generation, *values)
-        self._in_block = row + 1
-        if row + 1 == _ROWS_A_BLOCK:
-            self._end_block()
+            if phase not in phase_codes:
+                phase_codes[phase] = len(phase_codes)
+            these = tuple(metrics)
+            if these != names:
+                names, layout = these, self._layouts.get(these) or self._new_layout(these)
+            head = in_block, step, wall_time, phase_codes[phase], run.code, run.generation
+            try:
+                layout.data += layout.pack(*head, *metrics.values())
+            except (struct.error, OverflowError):  # a None, a huge integer, or what a damaged line has for a number
+                numbers = {name: _float(value) for name, value in metrics.items() if _is_number(value)}
+                names = tuple(numbers)
+                layout = self._layouts.get(names) or self._new_layout(names)
+                layout.data += layout.pack(*head[:2], _float(wall_time), *head[3:], *numbers.values())
+            in_block += 1
+            if in_block == _ROWS_A_BLOCK:
+                self._in_block, in_block = in_block, 0
+                names = None if self._end_block() else names
+        self._run, self._layout, self._last_names, self._in_block = run, layout, names, in_block
 
     def _new_layout(self, names: tuple[str, ...]) -> _Layout:
         columns = []
@@ -131,20 +130,20 @@ class FrameBuilder:
         layout = self._layouts[names] = _Layout(columns)
         return layout
 
-    def _end_block(self) -> None:
-        """Spreads the block's values over the columns."""
+    def _end_block(self) -> bool:
+        """Spreads the block's values over the columns. Returns whether the layouts known so far are forgotten."""
+        filled = [layout for layout in self._layouts.values() if layout.data]
         block = np.full((len(self._columns), self._in_block), math.nan)
         heads = np.empty(self._in_block, dtype=_HEAD_FIELDS)
-        names = list(heads.dtype.names or ())
-        for layout in self._layouts.values():
-            if layout.data:
-                rows = np.frombuffer(layout.data, dtype=layout.dtype)
-                if len(rows) == self._in_block:
-                    block[layout.columns] = rows["values"].T
-                else:
-                    block[np.ix_(layout.columns, rows["row"])] = rows["values"].T
-                heads[rows["row"]] = rows[names]
-                layout.data = bytearray()
+        for layout in filled:
+            rows = np.frombuffer(layout.data, dtype=layout.dtype)
+            if len(filled) == 1:  # the common case, and then there is nothing to scatter
+                block[layout.columns] = rows["values"].T
+                heads = rows
+            else:
+                block[np.ix_(layout.columns, rows["row"])] = rows["values"].T
+                heads[rows["row"]] = rows[[name for name, _ in _HEAD_FIELDS]]
+            layout.data = bytearray()
         for column, values in zip(self._columns, block):
             column.frombytes(values.view(np.uint8))
         self._steps.frombytes(heads["step"].tobytes())
@@ -155,9 +154,10 @@ class FrameBuilder:
         self._stored += self._in_block
         self._in_block = 0
         # Rows with ever-changing sets of keys must not collect layouts.
-        if len(self._layouts) > 1000:
-            self._layouts.clear()
-            self._last_names = None
+        if len(self._layouts) <= _MAX_LAYOUTS:
+            return False
+        self._layouts.clear()
+        return True
 
     def build(self) -> pd.DataFrame:
         """The frame: `step`, `wall_time`, `run_id`, `phase`, then the metrics in order of appearance.
@@ -220,6 +220,10 @@ def _floats(values: array[float]) -> np.ndarray[Any, Any]:
 
 def _taken(values: np.ndarray[Any, Any], order: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
     return values if order is None else values[order]
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float))
 
 
 def _float(value: Any) -> float:

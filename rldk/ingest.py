@@ -67,8 +67,7 @@ def ingest_runs(
     for log in logs:
         run_id = _run_name(log.path)
         try:
-            for event in log.events():
-                builder.add(event, run_id)
+            builder.extend(log.rows(run_id))
         except OSError as error:
             raise NoLogsError(f"cannot read {log.path}: {error}") from error
     damaged = [log.damage for log in logs if log.damage.count]

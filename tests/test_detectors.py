@@ -80,7 +80,9 @@ def test_the_documented_ones_are_there():
     assert set(DOCUMENTED) <= CLASSES.keys()
     unarmed = {type(detector).code for detector in make_detectors()}
     assert unarmed.isdisjoint(DOCUMENTED)
-    assert {type(detector).code for detector in make_detectors(dict.fromkeys(DOCUMENTED, 0.5))} == unarmed | set(DOCUMENTED)
+    assert {type(detector).code for detector in make_detectors(dict.fromkeys(DOCUMENTED, 0.5))} == unarmed | set(
+        DOCUMENTED
+    )
 
 
 @every
@@ -146,11 +148,23 @@ class TestEach:
     def test_survives_anything(self, cls):
         """No sequence of numbers, NaN, infinities, None and gaps makes a detector fail."""
         draw = np.random.default_rng(5)
-        names = [*cls.watches, "loss", "grad_norm", "param_nonfinite", "custom", "rewards/f/mean", "ratio_var", "eval_loss"]
+        names = [
+            *cls.watches,
+            "loss",
+            "grad_norm",
+            "param_nonfinite",
+            "custom",
+            "rewards/f/mean",
+            "ratio_var",
+            "eval_loss",
+        ]
         odd = [math.nan, math.inf, -math.inf, None, 0.0, -0.0, 0, 1e308, -1e308, 5e-324, 2**63 - 1, 0.5, 1.0, 2]
         monitor = Monitor([armed(cls)])
         for step in range(3000):
-            row = {str(name): odd[draw.integers(len(odd))] for name in draw.choice(names, draw.integers(0, 4), replace=False)}
+            row = {
+                str(name): odd[draw.integers(len(odd))]
+                for name in draw.choice(names, draw.integers(0, 4), replace=False)
+            }
             for phase in cls.phases:
                 monitor.observe(Event(step, 0.0, row, phase))
         assert monitor.guard.failures == {}
@@ -245,7 +259,10 @@ class TestConfiguration:
 
     def test_parameters_of_others(self):
         """Every detector's own parameters can be set."""
-        found = {detector.code: detector for detector in make_detectors({"zero_loss": {"patience": 5}, "zero_loss.warmup": 7})}
+        found = {
+            detector.code: detector
+            for detector in make_detectors({"zero_loss": {"patience": 5}, "zero_loss.warmup": 7})
+        }
         assert (found["zero_loss"].patience, found["zero_loss"].warmup) == (5, 7)
 
     def test_zero_is_a_threshold(self):
@@ -333,19 +350,35 @@ class Broken(Detector):
 def test_a_detector_that_raises():
     """A detector that raises is left out and named, once; the others see every event, the one that it failed on too."""
     monitor = Monitor([Broken(), CLASSES["gradient_norm"](threshold=1.0), CLASSES["non_finite"]()])
-    raised = [alert.code for step in range(1, 8) for alert in monitor.observe(Event(step, 0.0, {"grad_norm": 9.0 if step == 3 else 0.5})) if alert.resolved_step is None]
+    raised = [
+        alert.code
+        for step in range(1, 8)
+        for alert in monitor.observe(Event(step, 0.0, {"grad_norm": 9.0 if step == 3 else 0.5}))
+        if alert.resolved_step is None
+    ]
     assert raised == ["gradient_norm"]
     assert monitor.alerts[0].step == 3
     assert {place: failure["count"] for place, failure in monitor.guard.failures.items()} == {"detector broken": 1}
     assert "ZeroDivisionError" in monitor.guard.failures["detector broken"]["error"]
-    assert [(row["code"], row["events_judged"]) for row in monitor.coverage()] == [("gradient_norm", 7), ("non_finite", 7)]
+    assert [(row["code"], row["events_judged"]) for row in monitor.coverage()] == [
+        ("gradient_norm", 7),
+        ("non_finite", 7),
+    ]
 
 
 class TestNonFinite:
     def monitor(self):
         return Monitor([CLASSES["non_finite"]()])
 
-    @pytest.mark.parametrize("name", [*(metric.name for metric in METRICS.values() if metric.nan_is_normal), "rewards/f/mean", "rewards/f/std", "eval_rewards/f/mean"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *(metric.name for metric in METRICS.values() if metric.nan_is_normal),
+            "rewards/f/mean",
+            "rewards/f/std",
+            "eval_rewards/f/mean",
+        ],
+    )
     def test_normal_nan(self, name):
         """A metric that is NaN by construction in healthy runs raises nothing; an infinity there does."""
         monitor = self.monitor()
@@ -388,7 +421,7 @@ class TestNonFinite:
         assert play(self.monitor(), [{"a": 1e308, "b": 1e308, "c": 1e308}])[0] == []
 
     def test_weights_of_a_checkpoint(self):
-        """Non-finite weights raise an alert; it lasts over the events that say nothing of weights, until a clean checkpoint."""
+        """Non-finite weights raise an alert, which lasts over events that say nothing of weights to a clean checkpoint."""
         monitor = self.monitor()
         assert play(monitor, [{"param_nonfinite": 0}], "checkpoint") == ([], [])
         assert play(monitor, [{"param_nonfinite": 12}], "checkpoint", 2) == ([2], [])
@@ -426,7 +459,9 @@ class TestZeroLoss:
 
 class TestAlertsFile:
     def recorder(self, folder, resume_at=None, thresholds=None):
-        return Recorder("r", RunFiles.of(folder, "r"), make_detectors(thresholds or {"gradient_norm": 1.0}), resume_at=resume_at)
+        return Recorder(
+            "r", RunFiles.of(folder, "r"), make_detectors(thresholds or {"gradient_norm": 1.0}), resume_at=resume_at
+        )
 
     def read(self, folder):
         def refuse(constant):

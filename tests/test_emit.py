@@ -80,7 +80,9 @@ class TestLog:
             writer.log(1, {"kl": 1, "learning_rate": 2, "clip_fraction": 3, "eval_reward": 4, "mine": 5})
         assert lines(path)[0]["metrics"] == {"kl_mean": 1, "lr": 2, "clip_frac": 3, "eval_reward_mean": 4, "mine": 5}
 
-    @pytest.mark.parametrize("given", [{"kl": 1.0, "kl_mean": 2.0}, {"kl_mean": 2.0, "kl": 1.0}, {"kl": 1, "kl_divergence": 2}])
+    @pytest.mark.parametrize(
+        "given", [{"kl": 1.0, "kl_mean": 2.0}, {"kl_mean": 2.0, "kl": 1.0}, {"kl": 1, "kl_divergence": 2}]
+    )
     def test_synonyms_that_meet(self, given, tmp_path):
         """Two names for one metric in one call lose neither value."""
         path = tmp_path / "e.jsonl"

@@ -117,7 +117,9 @@ def test_hostile_names(name):
 
 def test_lone_surrogates():
     """A lone surrogate, which UTF-8 cannot hold, costs the character and not the line."""
-    line = strict(encode(Event(1, 0.0, {"a\ud800": math.nan, "b": 2}, notes=("\udfff",), model_info={"tags": ["\ud9ab"]})))
+    line = strict(
+        encode(Event(1, 0.0, {"a\ud800": math.nan, "b": 2}, notes=("\udfff",), model_info={"tags": ["\ud9ab"]}))
+    )
     assert line["metrics"] == {"a?": None, "b": 2}
     assert line["nonfinite"] == {"a?": "nan"}
     assert line["notes"] == ["?"]
@@ -173,7 +175,12 @@ def test_run_id_is_text():
     assert decode({"step": 1, "metrics": {}, "model_info": {"run_id": 17}}).run_id == "17"
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_sanitised_is_json(value):
     """Whatever Python value comes in, its sanitised copy can be written."""
@@ -182,7 +189,9 @@ def test_sanitised_is_json(value):
 
 def test_alert_is_json():
     """An alert of NaN is written as plain values: NaN and infinities are strings, nested ones too."""
-    alert = Alert("c", "n", "critical", 3, math.nan, "loss", math.nan, math.inf, "m", "a", {"x": -math.inf, "y": {"z": math.nan}})
+    alert = Alert(
+        "c", "n", "critical", 3, math.nan, "loss", math.nan, math.inf, "m", "a", {"x": -math.inf, "y": {"z": math.nan}}
+    )
     plain = strict(orjson.dumps(alert.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
     assert (plain["value"], plain["threshold"], plain["wall_time"]) == ("nan", "inf", "nan")
     assert plain["evidence"] == {"x": "-inf", "y": {"z": "nan"}}

@@ -20,13 +20,14 @@ from rldk.adapters.trl import TRLAdapter
 from rldk.detectors import make_detectors
 from rldk.event import Event, encode
 from rldk.exceptions import IngestError
-from rldk.ingest import events_of, ingest_runs
+from rldk.ingest import _oriented, _run_name, events_of, ingest_runs, open_log
 from rldk.monitor import Monitor
 from rldk.summary import Summary
 from rldk.vocabulary import Vocabulary, families
 
-# Built in on purpose, for the whole module: a folder of its own for each of thousands of files would cost more than reading them.
+# One for the whole module: a folder for each of thousands of files would cost more than reading them.
 FOLDER = tempfile.TemporaryDirectory(prefix="rldk-fuzz-")
+FIXED = ["step", "wall_time", "run_id", "phase"]
 THRESHOLDS = dict.fromkeys(("kl_divergence", "clip_fraction", "gradient_norm", "memory_usage"), 0.5)
 COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 NAMES = st.sampled_from(["x.jsonl", "x.json", "trainer_state.json", "x_events.jsonl"])
@@ -50,15 +51,34 @@ def read(content: bytes, name: str, hint: str | None = None, field_map=None) -> 
         assert str(warning.message).startswith("rldk: skipped lines: ")
         assert warning.category is UserWarning
     assert isinstance(frame, pd.DataFrame)
-    assert len(frame) > 0
-    assert list(frame.columns[:4]) == ["step", "wall_time", "run_id", "phase"]
+    assert list(frame.columns[:4]) == FIXED
     assert frame.columns.is_unique
     assert frame["step"].dtype == np.int64
     assert all(dtype == np.float64 for dtype in list(frame.dtypes)[4:])
     steps, runs = frame["step"].to_numpy(), frame["run_id"].cat.codes.to_numpy()
     assert np.array_equal(np.lexsort((steps, runs)), np.arange(len(frame)))
     assert (frame.attrs["skipped_lines"] > 0) == bool(caught)
+    compare(frame, path, hint, field_map)
     judge(path, hint)
+
+
+def compare(frame: pd.DataFrame, path: Path, hint: str | None, field_map) -> None:
+    """Checks the frame against the file's events, one by one, where no resume made any of them void."""
+    events = [event for event in open_log(path, hint, _oriented(field_map)).events() if event.metrics]
+    names = {name for event in events for name in event.metrics if name not in FIXED and not name.startswith("metrics/")}
+    assert names <= set(frame.columns)
+    assert len(frame) <= len(events)
+    if len(frame) < len(events):
+        return
+    runs = list(dict.fromkeys(event.run_id or _run_name(path) for event in events))
+    events.sort(key=lambda event: (runs.index(event.run_id or _run_name(path)), event.step))
+    assert frame["step"].tolist() == [event.step for event in events]
+    assert frame["phase"].tolist() == [event.phase for event in events]
+    assert frame["run_id"].tolist() == [event.run_id or _run_name(path) for event in events]
+    for name in names:
+        values = [event.metrics.get(name) for event in events]
+        expected = np.array([math.nan if value is None else float(value) for value in values])
+        assert np.array_equal(frame[name].to_numpy(), expected, equal_nan=True)
 
 
 def judge(path: Path, hint: str | None) -> None:
@@ -76,30 +96,122 @@ def judge(path: Path, hint: str | None) -> None:
 
 
 scalars = (
-    st.none() | st.booleans() | st.floats() | st.text(max_size=8)
-    | st.integers() | st.sampled_from([2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63), -(2**63) - 1, 10**40, 10**400, -(10**400), 1e308, -0.0, "NaN", "nan", "1"])
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.integers()
+    | st.sampled_from(
+        [
+            2**31,
+            2**53 + 1,
+            2**63 - 1,
+            2**63,
+            2**64,
+            -(2**63),
+            -(2**63) - 1,
+            10**40,
+            10**400,
+            -(10**400),
+            1e308,
+            -0.0,
+            "NaN",
+            "nan",
+            "1",
+        ]
+    )
 )
-anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4), max_leaves=12)
-deep = st.integers(1, 1500).map(lambda depth: "[" * depth + "]" * depth) | st.integers(1, 1500).map(lambda depth: '{"a":' * depth + "1" + "}" * depth)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+deep = st.integers(1, 1500).map(lambda depth: "[" * depth + "]" * depth) | st.integers(1, 1500).map(
+    lambda depth: '{"a":' * depth + "1" + "}" * depth
+)
 
 event_keys = ["step", "wall_time", "metrics", "rng", "data_slice", "model_info", "notes", "time", "nonfinite"]
-raw_keys = ["step", "loss", "grad_norm", "kl", "reward", "reward_std", "objective/kl", "val/ratio", "eval_loss", "train_loss", "train_runtime", "name", "value", "a", "_step", "timestamp", "run_id", "param_nonfinite", "rewards/f/mean"]
+raw_keys = [
+    "step",
+    "loss",
+    "grad_norm",
+    "kl",
+    "reward",
+    "reward_std",
+    "objective/kl",
+    "val/ratio",
+    "eval_loss",
+    "train_loss",
+    "train_runtime",
+    "name",
+    "value",
+    "a",
+    "_step",
+    "timestamp",
+    "run_id",
+    "param_nonfinite",
+    "rewards/f/mean",
+]
 steps = st.integers(-3, 12) | st.integers(-3, 12).map(float) | scalars
-metrics = st.dictionaries(st.sampled_from(raw_keys) | st.text(max_size=4), st.floats() | st.integers() | st.none() | anything, max_size=6)
+metrics = st.dictionaries(
+    st.sampled_from(raw_keys) | st.text(max_size=4), st.floats() | st.integers() | st.none() | anything, max_size=6
+)
 event_like = st.fixed_dictionaries(
     {"step": steps, "metrics": metrics | anything},
     optional={
         "wall_time": scalars,
-        "model_info": st.fixed_dictionaries({}, optional={"run_id": st.sampled_from(["a", "b"]) | anything, "phase": st.sampled_from(["train", "eval", "checkpoint", "summary"]) | anything, "trainer": anything}) | anything,
-        "notes": st.lists(st.sampled_from(["resumed from step 3", "resumed from step x"]) | anything, max_size=2) | anything,
-        "nonfinite": st.dictionaries(st.sampled_from(raw_keys), st.sampled_from(["nan", "inf", "-inf"]) | anything, max_size=3) | anything,
-        "data_slice": st.dictionaries(st.sampled_from(["tokens_in", "steps", "events", "wall_time"]), scalars, max_size=3) | anything,
-        "rng": anything, "time": anything,
+        "model_info": st.fixed_dictionaries(
+            {},
+            optional={
+                "run_id": st.sampled_from(["a", "b"]) | anything,
+                "phase": st.sampled_from(["train", "eval", "checkpoint", "summary"]) | anything,
+                "trainer": anything,
+            },
+        )
+        | anything,
+        "notes": st.lists(st.sampled_from(["resumed from step 3", "resumed from step x"]) | anything, max_size=2)
+        | anything,
+        "nonfinite": st.dictionaries(
+            st.sampled_from(raw_keys), st.sampled_from(["nan", "inf", "-inf"]) | anything, max_size=3
+        )
+        | anything,
+        "data_slice": st.dictionaries(
+            st.sampled_from(["tokens_in", "steps", "events", "wall_time"]), scalars, max_size=3
+        )
+        | anything,
+        "rng": anything,
+        "time": anything,
     },
 )
-flat_like = st.builds(lambda step, row: {**row, **step}, st.fixed_dictionaries({}, optional={"step": steps, "global_step": steps}), metrics)
-named_like = st.fixed_dictionaries({"name": st.sampled_from(["kl", "loss"]) | scalars, "value": scalars | anything, "step": steps}, optional={"run_id": scalars, "wall_time": scalars, "time": anything})
-state_like = st.fixed_dictionaries({"log_history": st.lists(flat_like | anything, max_size=5) | anything}, optional={"global_step": scalars, "best_metric": anything})
+# Events as rldk writes them, but for a place or two: what a reader that trusts whole lines would stumble over.
+WHOLE = {
+    "step": 1,
+    "wall_time": 1.5,
+    "metrics": {"a": 1.0},
+    "rng": {},
+    "data_slice": {},
+    "model_info": {"run_id": "a", "phase": "train"},
+    "notes": [],
+    "time": "",
+}
+nearly_whole = st.builds(
+    lambda step, changes: {**WHOLE, "step": step, **changes},
+    st.integers(0, 9),
+    event_like.map(lambda record: dict(list(record.items())[1:3])),
+)
+flat_like = st.builds(
+    lambda step, row: {**row, **step},
+    st.fixed_dictionaries({}, optional={"step": steps, "global_step": steps}),
+    metrics,
+)
+named_like = st.fixed_dictionaries(
+    {"name": st.sampled_from(["kl", "loss"]) | scalars, "value": scalars | anything, "step": steps},
+    optional={"run_id": scalars, "wall_time": scalars, "time": anything},
+)
+state_like = st.fixed_dictionaries(
+    {"log_history": st.lists(flat_like | anything, max_size=5) | anything},
+    optional={"global_step": scalars, "best_metric": anything},
+)
 
 
 def dump(value) -> str:
@@ -107,8 +219,17 @@ def dump(value) -> str:
     return json.dumps(value)
 
 
-lines = st.lists(event_like.map(dump) | flat_like.map(dump) | named_like.map(dump) | state_like.map(dump) | anything.map(dump) | deep | st.text(max_size=6), max_size=6)
-alike = st.one_of(st.lists(kind.map(dump), min_size=1, max_size=6) for kind in (event_like, flat_like, named_like))
+lines = st.lists(
+    event_like.map(dump)
+    | flat_like.map(dump)
+    | named_like.map(dump)
+    | state_like.map(dump)
+    | anything.map(dump)
+    | deep
+    | st.text(max_size=6),
+    max_size=6,
+)
+alike = st.one_of(st.lists(kind.map(dump), min_size=1, max_size=6) for kind in (event_like, nearly_whole, flat_like, named_like))
 endings = st.sampled_from(["\n", "\n", "\r\n", "\n\n", "\n\0\n"])
 tails = st.sampled_from(["", "\n", '{"step": 1, "met', "\0\0", "\ufeff"])
 
@@ -148,12 +269,43 @@ def _files() -> list[tuple[str, bytes]]:
         translated = [(row["step"], *words.translate(logs)[:2]) for row, logs in zip(run.rows, run.logs, strict=True)]
         files.append(("x.jsonl", "".join(dump(row) + "\n" for row in run.rows).encode()))
         files.append(("trainer_state.json", json.dumps({"log_history": run.rows}, indent=2).encode()))
-        files.append(("x_events.jsonl", b"".join(encode(Event(step, 1.0 * step, {**values, "nan": math.nan}, phase, model_info={"run_id": "r"})) for step, phase, values in translated)))
+        files.append(
+            (
+                "x_events.jsonl",
+                b"".join(
+                    encode(Event(step, 1.0 * step, {**values, "nan": math.nan}, phase, model_info={"run_id": "r"}))
+                    for step, phase, values in translated
+                ),
+            )
+        )
     return files
 
 
 FILES = _files()
-snippets = st.sampled_from([b"", b"\n", b"\0", b"NaN", b"Infinity", b"1e999", b"-", b'"', b"{", b"}", b"[", b"]", b",", b'"step":', b"\\ud800", b"\xff", b"null", b"true", b"9" * 30, b"9" * 5000])
+snippets = st.sampled_from(
+    [
+        b"",
+        b"\n",
+        b"\0",
+        b"NaN",
+        b"Infinity",
+        b"1e999",
+        b"-",
+        b'"',
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b'"step":',
+        b"\\ud800",
+        b"\xff",
+        b"null",
+        b"true",
+        b"9" * 30,
+        b"9" * 5000,
+    ]
+)
 mutations = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 40), snippets), min_size=1, max_size=6)
 
 

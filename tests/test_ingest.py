@@ -123,11 +123,17 @@ def test_every_format_is_tested():
     assert set(formats()) == {*WRITERS, "flexible"}
 
 
-@pytest.mark.parametrize(("name", "columns"), [
-    ("1.16.0_grpo", ["kl_mean", "reward_mean", "loss", "clip_frac", "grad_norm", "lr", "entropy_mean", "truncated_frac"]),
-    ("0.23.1_ppo", ["kl_mean", "reward_mean", "clip_frac", "policy_loss", "value_loss", "entropy_mean"]),
-    ("1.16.0_sft", ["loss", "grad_norm", "lr", "token_accuracy"]),
-])
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        (
+            "1.16.0_grpo",
+            ["kl_mean", "reward_mean", "loss", "clip_frac", "grad_norm", "lr", "entropy_mean", "truncated_frac"],
+        ),
+        ("0.23.1_ppo", ["kl_mean", "reward_mean", "clip_frac", "policy_loss", "value_loss", "entropy_mean"]),
+        ("1.16.0_sft", ["loss", "grad_norm", "lr", "token_accuracy"]),
+    ],
+)
 def test_columns_just_work(name, columns, tmp_path):
     """The columns that users ask for are there, with a value at every training step."""
     frame = ingest_runs(as_trainer_state(capture(name), tmp_path))
@@ -145,7 +151,10 @@ def test_evaluation_rows_leave_loss_alone(tmp_path):
 class TestFlexible:
     def test_any_names(self, tmp_path):
         """Nested objects are flattened, synonyms and names of the step are understood, text is left out."""
-        rows = [{"iteration": i, "time": i / 2, "train": {"kl": i * 0.1, "note": "x"}, "kl": i, "mine": [1]} for i in range(3)]
+        rows = [
+            {"iteration": i, "time": i / 2, "train": {"kl": i * 0.1, "note": "x"}, "kl": i, "mine": [1]}
+            for i in range(3)
+        ]
         frame = ingest_runs(write(tmp_path / "x.jsonl", *rows))
         assert list(frame.columns) == [*FIRST, "kl_mean", "train/kl"]
         assert list(frame["step"]) == [0, 1, 2]
@@ -212,8 +221,13 @@ class TestNamedValues:
     def test_damage(self, tmp_path):
         """Lines of the older stream without a name, a whole step or a number are counted."""
         path = write(
-            tmp_path / "x.jsonl", {"name": "a", "value": 1, "step": 1}, {"name": 5, "value": 1, "step": 1}, {"name": "a", "value": "x", "step": 1},
-            {"name": "a", "value": 1, "step": 1.5}, {"name": "a", "value": True, "step": 1}, {"name": "a", "step": 2, "value": 1},
+            tmp_path / "x.jsonl",
+            {"name": "a", "value": 1, "step": 1},
+            {"name": 5, "value": 1, "step": 1},
+            {"name": "a", "value": "x", "step": 1},
+            {"name": "a", "value": 1, "step": 1.5},
+            {"name": "a", "value": True, "step": 1},
+            {"name": "a", "step": 2, "value": 1},
         )
         with pytest.warns(UserWarning, match="line 2, 3, 4, 5"):
             frame = ingest_runs(path)
@@ -232,7 +246,9 @@ class TestTrainerState:
         assert frame["grad_norm"].tolist() == [math.inf, -math.inf]
         assert frame.attrs["skipped_lines"] == 0
 
-    @pytest.mark.parametrize("layout", ["indented", "one line", "a row a line", "an array", "an array, a row a line", "bom", "crlf"])
+    @pytest.mark.parametrize(
+        "layout", ["indented", "one line", "a row a line", "an array", "an array, a row a line", "bom", "crlf"]
+    )
     def test_layouts(self, layout, tmp_path):
         """However a document is laid out over lines, all of its rows are read."""
         rows = [{"step": step, "loss": 1.0 / step} for step in range(1, 6)]
@@ -273,7 +289,9 @@ class TestTrainerState:
     def test_rows_that_are_none(self, tmp_path):
         """Rows that are no objects, or have no step, are counted by their number."""
         path = tmp_path / "trainer_state.json"
-        path.write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}, 5, {"loss": 1.0}, None, {"step": 2, "loss": 2.0}]}))
+        path.write_text(
+            json.dumps({"log_history": [{"step": 1, "loss": 1.0}, 5, {"loss": 1.0}, None, {"step": 2, "loss": 2.0}]})
+        )
         with pytest.warns(UserWarning, match="3 malformed"):
             frame = ingest_runs(path)
         assert frame.attrs["skipped_lines"] == 3
@@ -295,7 +313,22 @@ class TestDamage:
         assert frame.attrs["skipped_lines"] == 6
         assert len(frame) == 14
 
-    @pytest.mark.parametrize("line", [b"\0\0\0\0", b"\xff\xfe\x00garbage", b"[1, 2]", b"5", b'"text"', b"null", b'{"a": 1}', b'{"step": "x", "metrics": {}}', b"{" * 5000, b'{"step": 1' + b"0" * 5000 + b', "metrics": {"a": NaN}}'], ids=lambda line: repr(line[:12]))
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b"\0\0\0\0",
+            b"\xff\xfe\x00garbage",
+            b"[1, 2]",
+            b"5",
+            b'"text"',
+            b"null",
+            b'{"a": 1}',
+            b'{"step": "x", "metrics": {}}',
+            b"{" * 5000,
+            b'{"step": 1' + b"0" * 5000 + b', "metrics": {"a": NaN}}',
+        ],
+        ids=lambda line: repr(line[:12]),
+    )
     def test_lines_that_are_no_events(self, line, tmp_path):
         """Garbage, other JSON, and objects that are no events count as malformed; the lines around them are read."""
         path = tmp_path / "r_events.jsonl"
@@ -306,7 +339,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("cut", [1, 2, 30, 60])
     def test_torn_last_line(self, cut, tmp_path):
-        """A last line that a crash cut off is no error and no malformed line; one that lacks only its newline counts."""
+        """A last line that a crash cut off is no error, and not malformed; one that lacks only its newline counts."""
         path = tmp_path / "r_events.jsonl"
         path.write_bytes((encode(event(1, loss=1.0)) + encode(event(2, loss=2.0)))[:-cut])
         frame = ingest_runs(path)
@@ -338,7 +371,8 @@ class TestDamage:
         huge = "1" * 400
         path.write_text(
             f'{{"step": 1, "wall_time": {huge}, "metrics": {{"a": {huge}, "b": NaN, "c": true, "d": "x"}}}}\n'
-            f'{{"step": {2**63}, "metrics": {{"a": 1}}}}\n{{"step": 3, "metrics": {{"a": {2**64 - 1}, "b": {-(2**70)}}}}}\n'
+            f'{{"step": {2**63}, "metrics": {{"a": 1}}}}\n'
+            f'{{"step": 3, "metrics": {{"a": {2**64 - 1}, "b": {-(2**70)}}}}}\n'
         )
         with pytest.warns(UserWarning, match="line 2"):
             frame = ingest_runs(path)
@@ -349,7 +383,9 @@ class TestDamage:
 
     def test_names_that_columns_have(self, tmp_path):
         """Metrics called like the frame's own columns stand beside them."""
-        path = stream(tmp_path / "r_events.jsonl", event(1, **{"step": 5.0, "metrics/step": 6.0, "phase": 7.0, "run_id": 8.0}))
+        path = stream(
+            tmp_path / "r_events.jsonl", event(1, **{"step": 5.0, "metrics/step": 6.0, "phase": 7.0, "run_id": 8.0})
+        )
         row = ingest_runs(path).iloc[0]
         assert (row["step"], row["phase"], row["run_id"]) == (1, "train", "r")
         assert sorted(row.iloc[4:]) == [5.0, 6.0, 7.0, 8.0]
@@ -376,7 +412,10 @@ class TestRows:
 
     def test_many_layouts(self, tmp_path):
         """Rows with ever-changing sets of keys are read like any others."""
-        rows = [event(step, always=float(step), **{f"m{step % 97}": step + 0.5, f"n{step % 13}": step - 0.5}) for step in range(3000)]
+        rows = [
+            event(step, always=float(step), **{f"m{step % 97}": step + 0.5, f"n{step % 13}": step - 0.5})
+            for step in range(3000)
+        ]
         frame = ingest_runs(stream(tmp_path / "r_events.jsonl", *rows))
         assert frame["always"].tolist() == list(range(3000))
         for step in (0, 500, 2999):
@@ -386,14 +425,27 @@ class TestRows:
 
     def test_none_and_nan(self, tmp_path):
         """NaN, infinities and None are what they were; None reads as NaN."""
-        frame = ingest_runs(stream(tmp_path / "r_events.jsonl", event(1, a=math.nan, b=math.inf, c=None, d=1), event(2, a=1, b=-math.inf, c=2, d=3)))
+        frame = ingest_runs(
+            stream(
+                tmp_path / "r_events.jsonl",
+                event(1, a=math.nan, b=math.inf, c=None, d=1),
+                event(2, a=1, b=-math.inf, c=2, d=3),
+            )
+        )
         assert frame["b"].tolist() == [math.inf, -math.inf]
         assert frame["a"].isna().tolist() == [True, False]
         assert frame["c"].isna().tolist() == [True, False]
 
     def test_step_order(self, tmp_path):
         """Rows are in step order within a run; what was logged at one step keeps its order."""
-        path = stream(tmp_path / "r_events.jsonl", event(1, a=1.0), event(3, a=3.0), event(3, "eval", eval_a=3.5), event(2, "checkpoint", c=2.0), event(4, a=4.0))
+        path = stream(
+            tmp_path / "r_events.jsonl",
+            event(1, a=1.0),
+            event(3, a=3.0),
+            event(3, "eval", eval_a=3.5),
+            event(2, "checkpoint", c=2.0),
+            event(4, a=4.0),
+        )
         frame = ingest_runs(path)
         assert list(frame["step"]) == [1, 2, 3, 3, 4]
         assert list(frame["phase"]) == ["train", "checkpoint", "train", "eval", "train"]
@@ -434,7 +486,18 @@ class TestResume:
         """Evaluations of dropped steps go with them; those of kept steps stay, and the new ones have their place."""
         mark = event(5, notes=[resume_note(5)])
         evals = [event(4, "eval", eval_loss=4.0), event(8, "eval", eval_loss=8.0)]
-        frame = ingest_runs(stream(tmp_path / "r_events.jsonl", *self.before[:4], evals[0], *self.before[4:], evals[1], mark, *self.after, event(7, "eval", eval_loss=107.0)))
+        frame = ingest_runs(
+            stream(
+                tmp_path / "r_events.jsonl",
+                *self.before[:4],
+                evals[0],
+                *self.before[4:],
+                evals[1],
+                mark,
+                *self.after,
+                event(7, "eval", eval_loss=107.0),
+            )
+        )
         assert frame.loc[frame["phase"] == "eval", "step"].tolist() == [4, 7]
         assert frame["eval_loss"].dropna().tolist() == [4.0, 107.0]
 
@@ -449,7 +512,9 @@ class TestResume:
 
     def test_flat_lines(self, tmp_path):
         """A trainer's own lines that a resumed run appended to keep the newest, too."""
-        rows = [{"step": step, "loss": float(step)} for step in (1, 2, 3, 4)] + [{"step": step, "loss": 10.0 * step} for step in (3, 4, 5)]
+        rows = [{"step": step, "loss": float(step)} for step in (1, 2, 3, 4)] + [
+            {"step": step, "loss": 10.0 * step} for step in (3, 4, 5)
+        ]
         assert ingest_runs(write(tmp_path / "x.jsonl", *rows))["loss"].tolist() == [1, 2, 30, 40, 50]
 
 
@@ -522,7 +587,20 @@ class TestErrors:
         with pytest.raises(NoLogsError):
             find_logs(path or "./none")
 
-    @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf", b"garbage\n", b"\0" * 100, b"[]\n", b"5\n", b'{"torn": ', b'{"log_history": []}'])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"\n\n",
+            b"\xef\xbb\xbf",
+            b"garbage\n",
+            b"\0" * 100,
+            b"[]\n",
+            b"5\n",
+            b'{"torn": ',
+            b'{"log_history": []}',
+        ],
+    )
     @pytest.mark.parametrize("name", ["x.jsonl", "trainer_state.json"])
     def test_empty(self, name, content, tmp_path):
         """A file without a single record is empty, and the error names it."""

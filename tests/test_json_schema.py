@@ -48,7 +48,9 @@ def test_lines_of_event_writer(tmp_path):
     with EventWriter(path, run_id="r", seed=1, tags=["a", "b"]) as writer:
         for phase in PHASES:
             writer.log(1, {"loss": 1.0, "n": 3, "none": None, "nan": math.nan}, phase=phase, notes=["note"])
-        writer.log(2, {"inf": -math.inf, "np": np.float32("nan"), "bool": True, "huge": 10**400, "one": np.array([1.0])})
+        writer.log(
+            2, {"inf": -math.inf, "np": np.float32("nan"), "bool": True, "huge": 10**400, "one": np.array([1.0])}
+        )
         writer.log(3, {})
         writer.log(4, name="kl", value=0.1)
     for line in path.read_bytes().splitlines(keepends=True):
@@ -61,7 +63,21 @@ def test_lines_of_captures(capture):
     vocabulary = Vocabulary(families()[capture.family], capture.trl)
     for row, logs in zip(capture.rows, capture.logs, strict=True):
         phase, metrics, _ = vocabulary.translate(logs)
-        check(encode(Event(row["step"], 0.5, metrics, phase, {"seed": 1, "state": "0a1b2c3d"}, {"tokens_in": 3}, {"run_id": "r"}, ("n",), timestamp(1e9))))
+        check(
+            encode(
+                Event(
+                    row["step"],
+                    0.5,
+                    metrics,
+                    phase,
+                    {"seed": 1, "state": "0a1b2c3d"},
+                    {"tokens_in": 3},
+                    {"run_id": "r"},
+                    ("n",),
+                    timestamp(1e9),
+                )
+            )
+        )
 
 
 @given(
@@ -77,10 +93,23 @@ def test_any_event(metrics, step, wall_time, phase, notes):
 @pytest.mark.parametrize(
     "change",
     [
-        {"step": 1.5}, {"step": "1"}, {"step": None}, {"wall_time": "1"}, {"metrics": {"a": "x"}}, {"metrics": {"a": True}},
-        {"metrics": []}, {"notes": "text"}, {"notes": [1]}, {"model_info": {}}, {"model_info": {"phase": "other"}},
-        {"model_info": {"phase": "train", "run_id": 3}}, {"time": "yesterday"}, {"nonfinite": {"a": "NaN"}}, {"nonfinite": {}},
-        {"data_slice": {"tokens_in": -1}}, {"more": 1},
+        {"step": 1.5},
+        {"step": "1"},
+        {"step": None},
+        {"wall_time": "1"},
+        {"metrics": {"a": "x"}},
+        {"metrics": {"a": True}},
+        {"metrics": []},
+        {"notes": "text"},
+        {"notes": [1]},
+        {"model_info": {}},
+        {"model_info": {"phase": "other"}},
+        {"model_info": {"phase": "train", "run_id": 3}},
+        {"time": "yesterday"},
+        {"nonfinite": {"a": "NaN"}},
+        {"nonfinite": {}},
+        {"data_slice": {"tokens_in": -1}},
+        {"more": 1},
     ],
     ids=str,
 )

@@ -52,7 +52,7 @@ def expected(events):
 
 
 def same(path, events):
-    """Compares what pandas reads, to its own precision (pandas 2 errs in the last digit); the cells have them exactly."""
+    """Compares what pandas reads, to its own precision (pandas 2 errs in the last digit), and the cells exactly."""
     found, wanted = pd.read_csv(path), expected(events)
     assert list(found.columns) == list(wanted.columns)
     pd.testing.assert_frame_equal(found, wanted.astype(found.dtypes.to_dict()), rtol=1e-14)
@@ -63,7 +63,7 @@ def same(path, events):
 
 @pytest.mark.parametrize("run", captures(), ids=str)
 def test_captures(run, tmp_path):
-    """What real trainers logged is read back by pandas, value for value: training and evaluation of a step in one row."""
+    """What real trainers logged is read back by pandas, value for value, training and evaluation in one row."""
     words = Vocabulary(families()[run.family], run.trl)
     events = [
         Event(row["step"], 0.5 * row["step"], metrics, phase)
@@ -114,9 +114,22 @@ def test_phases_share_a_row(tmp_path):
 
 def test_kinds_of_values(tmp_path):
     """NaN and infinities are words that pandas knows, None and what was not logged are empty, integers are exact."""
-    path = write(tmp_path / "m.csv", event(1, a=math.nan, b=math.inf, c=-math.inf, d=None, e=2**53 + 1, f=-0.0), event(2, a=1.5, e=None, f=1e-300))
+    path = write(
+        tmp_path / "m.csv",
+        event(1, a=math.nan, b=math.inf, c=-math.inf, d=None, e=2**53 + 1, f=-0.0),
+        event(2, a=1.5, e=None, f=1e-300),
+    )
     assert cells(path) == [
-        {"step": "1", "wall_time": "0.25", "a": "nan", "b": "inf", "c": "-inf", "d": "", "e": str(2**53 + 1), "f": "-0.0"},
+        {
+            "step": "1",
+            "wall_time": "0.25",
+            "a": "nan",
+            "b": "inf",
+            "c": "-inf",
+            "d": "",
+            "e": str(2**53 + 1),
+            "f": "-0.0",
+        },
         {"step": "2", "wall_time": "0.5", "a": "1.5", "b": "", "c": "", "d": "", "e": "", "f": "1e-300"},
     ]
     read = pd.read_csv(path)
@@ -137,9 +150,21 @@ def test_names_of_the_fixed_columns(tmp_path):
 
 
 HOSTILE = {
-    "=cmd|' /C calc'!A0": "'=cmd|' /C calc'!A0", "+1": "'+1", "-1": "'-1", "@SUM(A1)": "'@SUM(A1)",
-    'quo"te': 'quo"te', "com,ma": "com,ma", "new\nline": "new\\nline", "re\rturn": "re\\rturn", "\t=1": "\\t=1",
-    "\x1b[31mred": "\\x1b[31mred", "\u202eover": "\\u202eover", "nul\0": "nul\\x00", "\ud800": "?", "ünï😀": "ünï😀", " =x": " =x",
+    "=cmd|' /C calc'!A0": "'=cmd|' /C calc'!A0",
+    "+1": "'+1",
+    "-1": "'-1",
+    "@SUM(A1)": "'@SUM(A1)",
+    'quo"te': 'quo"te',
+    "com,ma": "com,ma",
+    "new\nline": "new\\nline",
+    "re\rturn": "re\\rturn",
+    "\t=1": "\\t=1",
+    "\x1b[31mred": "\\x1b[31mred",
+    "\u202eover": "\\u202eover",
+    "nul\0": "nul\\x00",
+    "\ud800": "?",
+    "ünï😀": "ünï😀",
+    " =x": " =x",
 }
 
 

@@ -83,14 +83,21 @@ class TestSummary:
     def test_extremes(self, values):
         """The largest numbers give a mean that is right, and a deviation that is right or not claimed."""
         row = folded(values)
-        assert row["mean"] == pytest.approx(statistics.fmean(value / len(values) for value in values) * len(values), rel=1e-9)
+        assert row["mean"] == pytest.approx(
+            statistics.fmean(value / len(values) for value in values) * len(values), rel=1e-9
+        )
         assert (row["min"], row["max"]) == (min(values), max(values))
-        assert row["std"] is None or row["std"] == pytest.approx(statistics.pstdev(value / 1e300 for value in values) * 1e300, rel=1e-6)
+        assert row["std"] is None or row["std"] == pytest.approx(
+            statistics.pstdev(value / 1e300 for value in values) * 1e300, rel=1e-6
+        )
 
     def test_metrics_are_apart(self):
         """Metrics that come and go each have their own statistics, in any mixture of rows."""
         draw = np.random.default_rng(3)
-        rows = [{f"m{name}": float(draw.normal()) for name in draw.permutation(6)[: draw.integers(0, 6)]} for _ in range(3000)]
+        rows = [
+            {f"m{name}": float(draw.normal()) for name in draw.permutation(6)[: draw.integers(0, 6)]}
+            for _ in range(3000)
+        ]
         metrics = fold(*(Event(step, 0.0, row) for step, row in enumerate(rows))).metrics()
         for name, row in metrics.items():
             check(row, [values[name] for values in rows if name in values])
@@ -109,15 +116,26 @@ class TestSummary:
     def test_totals(self):
         """Steps, events by phase, seconds and tokens are totals of the run."""
         summary = fold(
-            Event(1, 2.0, {"a": 1}, data_slice={"tokens_in": 5}), Event(1, 3.0, {"a": 1}, "eval"), Event(7, 9.5, {}, data_slice={"tokens_in": 6, "tokens_out": 2}),
-            Event(4, math.nan, {}, "checkpoint"), Event(7, 9.0, {}, "summary"),
+            Event(1, 2.0, {"a": 1}, data_slice={"tokens_in": 5}),
+            Event(1, 3.0, {"a": 1}, "eval"),
+            Event(7, 9.5, {}, data_slice={"tokens_in": 6, "tokens_out": 2}),
+            Event(4, math.nan, {}, "checkpoint"),
+            Event(7, 9.0, {}, "summary"),
         )
-        assert summary.totals() == {"steps": 7, "events": {"train": 2, "eval": 1, "checkpoint": 1, "summary": 1}, "wall_time": 9.5, "tokens_in": 11, "tokens_out": 2}
+        assert summary.totals() == {
+            "steps": 7,
+            "events": {"train": 2, "eval": 1, "checkpoint": 1, "summary": 1},
+            "wall_time": 9.5,
+            "tokens_in": 11,
+            "tokens_out": 2,
+        }
         assert summary.first_step == 1
 
     def test_totals_of_a_damaged_stream(self):
         """Token counts that are no numbers are left out, and no name replaces a total of ours."""
-        totals = fold(Event(3, 1.0, {}, data_slice={"tokens_in": math.nan, "steps": 99, "wall_time": math.inf, "x": "y"})).totals()
+        totals = fold(
+            Event(3, 1.0, {}, data_slice={"tokens_in": math.nan, "steps": 99, "wall_time": math.inf, "x": "y"})
+        ).totals()
         assert totals == {"steps": 3, "events": {"train": 1}, "wall_time": 1.0}
 
     def test_memory(self):
@@ -161,7 +179,9 @@ class TestReport:
     def test_coverage(self):
         """Each detector says whether it fired, was quiet, was still warming up, or never saw its metric."""
         detectors = make_detectors({"kl_divergence": 1.0, "gradient_norm": 1.0})
-        report = report_of(events=[Event(step, 0.0, {"loss": 0.5, "grad_norm": 9.0}) for step in (1, 2)], detectors=detectors)
+        report = report_of(
+            events=[Event(step, 0.0, {"loss": 0.5, "grad_norm": 9.0}) for step in (1, 2)], detectors=detectors
+        )
         states = {row["code"]: row["state"] for row in report["coverage"]}
         assert states["kl_divergence"] == "unseen"
         assert states["gradient_norm"] == "fired"
@@ -179,7 +199,9 @@ class TestReport:
     @pytest.mark.parametrize("code", [code for code, cls in CLASSES.items() if cls.watches])
     def test_unseen_without_its_metric(self, code):
         """A detector whose metric the trainer never logs is unseen, not quiet."""
-        detectors = make_detectors({"kl_divergence": 1.0, "gradient_norm": 1.0, "clip_fraction": 0.5, "memory_usage": 0.5})
+        detectors = make_detectors(
+            {"kl_divergence": 1.0, "gradient_norm": 1.0, "clip_fraction": 0.5, "memory_usage": 0.5}
+        )
         report = report_of(events=[Event(step, 0.0, {"other": 1.0}) for step in range(50)], detectors=detectors)
         assert {row["code"]: row["state"] for row in report["coverage"]}[code] == "unseen"
 
@@ -195,7 +217,10 @@ class TestReport:
         assert report["health"]["verdict"] == "warning"
         assert "c at step 4 (still open): c happened." in report["health"]["why"]
         assert report["alerts"] == {
-            "total": 5, "open": 2, "by_severity": {"info": 1, "warning": 2, "critical": 0}, "by_code": {"a": 1, "b": 1, "c": 1},
+            "total": 5,
+            "open": 2,
+            "by_severity": {"info": 1, "warning": 2, "critical": 0},
+            "by_code": {"a": 1, "b": 1, "c": 1},
         }
         assert "passed at step 3" in report_of(alerts=alerts[1:2])["health"]["why"]
 
@@ -214,7 +239,9 @@ class TestReport:
     def test_valid_json(self, tmp_path):
         """NaN, infinities, lone surrogates and huge integers leave a report that any JSON reader takes."""
         recorder = Recorder("r", RunFiles.of(tmp_path, "r"), make_detectors())
-        recorder.record(Event(2**62, math.nan, {"a\ud800": math.nan, "b": math.inf, "c": 1e308}, data_slice={"tokens_in": 2**80}))
+        recorder.record(
+            Event(2**62, math.nan, {"a\ud800": math.nan, "b": math.inf, "c": 1e308}, data_slice={"tokens_in": 2**80})
+        )
         recorder.skipped["\udfff"] = "no number"
         recorder.close("completed")
         text = (tmp_path / "r_final_report.json").read_text()
@@ -241,7 +268,18 @@ class TestReport:
         assert recorder.guard.failures == {}
 
 
-HOSTILE = ["\x1b[31mred\x1b[0m", "two\nlines", "carriage\rreturn", "\u202eoverride", "nul\0", "\x9b31m", "\u2028", "\ud800", "\x07", "tab\t"]
+HOSTILE = [
+    "\x1b[31mred\x1b[0m",
+    "two\nlines",
+    "carriage\rreturn",
+    "\u202eoverride",
+    "nul\0",
+    "\x9b31m",
+    "\u2028",
+    "\ud800",
+    "\x07",
+    "tab\t",
+]
 
 
 class TestText:
@@ -250,14 +288,23 @@ class TestText:
         """Names, messages and reasons that come from a log or a user cannot move the cursor or fake a line."""
         alert = Alert("a", "a", "critical", 1, 0.0, name, 1.0, None, f"{name} is nan.", name)
         events = [Event(step, 0.0, {name: 1.0 * step, f"{name}2": 1.0}) for step in range(3)]
-        plain = report_of("failed", [Event(step, 0.0, {"x": 1.0 * step, "x2": 1.0}) for step in range(3)], alerts=[alert], reason="x", trainer="x", run_id="x")
+        plain = report_of(
+            "failed",
+            [Event(step, 0.0, {"x": 1.0 * step, "x2": 1.0}) for step in range(3)],
+            alerts=[alert],
+            reason="x",
+            trainer="x",
+            run_id="x",
+        )
         text = render_text(report_of("failed", events, alerts=[alert], reason=name, trainer=name, run_id=name))
         assert all(line.isprintable() for line in text.split("\n"))
         assert text.count("\n") == render_text(plain).count("\n")
 
     def test_metrics_are_shown(self):
         """A metric's first, last, lowest, highest and mean value stand in its line."""
-        text = render_text(report_of(events=[Event(step, 0.0, {"loss": value}) for step, value in enumerate((2.0, 3.0, 0.5, 2.5))]))
+        text = render_text(
+            report_of(events=[Event(step, 0.0, {"loss": value}) for step, value in enumerate((2.0, 3.0, 0.5, 2.5))])
+        )
         line = next(line for line in text.splitlines() if line.startswith("loss"))
         assert line.split()[1:] == ["2", "2.5", "0.5", "3", "2"]
 

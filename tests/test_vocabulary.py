@@ -22,7 +22,12 @@ CORE = [
     "reward_mean", "reward_std", "kl_mean", "entropy_mean", "clip_frac", "grad_norm", "lr", "loss", "policy_loss",
     "value_loss", "grad_norm_policy", "grad_norm_value", "tokens_in", "tokens_out",
 ]
-DILUTED = {"num_mini_batches": 2, "gradient_accumulation_steps": 2, "num_ppo_epochs": 2, "per_device_train_batch_size": 4}
+DILUTED = {
+    "num_mini_batches": 2,
+    "gradient_accumulation_steps": 2,
+    "num_ppo_epochs": 2,
+    "per_device_train_batch_size": 4,
+}
 
 
 def vocabulary(family: str, trl: str | None = None, arguments=None) -> Vocabulary:
@@ -63,7 +68,11 @@ class TestCaptures:
             assert phase == expected
             if phase == "eval":
                 assert "loss" not in metrics
-                assert {name for name in metrics if not name.startswith("eval_")} <= {"epoch", "num_tokens", "num_input_tokens_seen"}
+                assert {name for name in metrics if not name.startswith("eval_")} <= {
+                    "epoch",
+                    "num_tokens",
+                    "num_input_tokens_seen",
+                }
 
     def test_units_of_all(self, capture):
         """Every metric of the run has a unit in force."""
@@ -130,7 +139,11 @@ class TestUnits:
     def test_kl(self):
         """KL is per token in GRPO and RLOO, by other estimators, and per sequence in PPO, OnlineDPO and KTO."""
         units = {family.name: Vocabulary(family).units(["kl_mean"])["kl_mean"] for family in FAMILIES}
-        assert {name for name, unit in units.items() if unit.startswith("nats/sequence")} == {"ppo", "online_dpo", "kto"}
+        assert {name for name, unit in units.items() if unit.startswith("nats/sequence")} == {
+            "ppo",
+            "online_dpo",
+            "kto",
+        }
         assert units["grpo"].startswith("nats/token")
         assert units["rloo"].startswith("nats/token")
         assert units["grpo"] != units["rloo"]
@@ -138,7 +151,10 @@ class TestUnits:
     @pytest.mark.parametrize("family", ["grpo", "rloo"])
     def test_reward_std(self, family):
         """The spread of rewards is within groups before TRL 0.27, over the whole batch from there on."""
-        units = {trl: vocabulary(family, trl).units(["reward_std"])["reward_std"] for trl in ("0.23.1", "0.26.2", "0.27.2", "1.16.0")}
+        units = {
+            trl: vocabulary(family, trl).units(["reward_std"])["reward_std"]
+            for trl in ("0.23.1", "0.26.2", "0.27.2", "1.16.0")
+        }
         assert units["0.23.1"] == units["0.26.2"]
         assert units["0.27.2"] == units["1.16.0"]
         assert "within groups" in units["0.23.1"]
@@ -152,7 +168,9 @@ class TestUnits:
         assert units["entropy_mean"] == "nats/token"
         assert units["entropy_seq"].startswith("nats/sequence")
 
-    @pytest.mark.parametrize(("loss_type", "unit"), [("sigmoid", "nats/sequence"), ("ipo", "nats/token"), (["sigmoid", "ipo"], "nats/token")])
+    @pytest.mark.parametrize(
+        ("loss_type", "unit"), [("sigmoid", "nats/sequence"), ("ipo", "nats/token"), (["sigmoid", "ipo"], "nats/token")]
+    )
     def test_dpo_by_loss(self, loss_type, unit):
         """DPO's log-probabilities are means over tokens with the ipo loss, on the versions that did so."""
         old = vocabulary("dpo", "0.23.1", {"loss_type": loss_type}).units(["logp_chosen"])["logp_chosen"]
@@ -182,15 +200,23 @@ class TestDilution:
             assert metrics["entropy_mean"] == 2 * logs["policy/entropy_avg"]
             assert metrics["kl_mean"] == logs["objective/kl"]  # not an average over slots
 
-    @pytest.mark.parametrize(("mini_batches", "accumulation", "ratio"), [(1, 4, 1.0), (2, 2, 0.5), (2, 4, 0.5), (4, 4, 0.25), (2, 1, 1.0)])
+    @pytest.mark.parametrize(
+        ("mini_batches", "accumulation", "ratio"), [(1, 4, 1.0), (2, 2, 0.5), (2, 4, 0.5), (4, 4, 0.25), (2, 1, 1.0)]
+    )
     def test_measured_factors(self, mini_batches, accumulation, ratio):
         """The factors measured on real trainers at a true ratio of 1 are undone."""
         arguments = {**DILUTED, "num_mini_batches": mini_batches, "gradient_accumulation_steps": accumulation}
-        metrics = vocabulary("ppo", "0.23.1", arguments).translate({"val/ratio": ratio, "policy/clipfrac_avg": 0.1 * ratio}).metrics
+        metrics = (
+            vocabulary("ppo", "0.23.1", arguments)
+            .translate({"val/ratio": ratio, "policy/clipfrac_avg": 0.1 * ratio})
+            .metrics
+        )
         assert metrics["ratio_mean"] == pytest.approx(1.0)
         assert metrics["clip_frac"] == pytest.approx(0.1)
 
-    @pytest.mark.parametrize(("mini_batches", "accumulation", "processes"), [(2, 2, 1), (2, 4, 1), (4, 4, 2), (2, 2, 4)])
+    @pytest.mark.parametrize(
+        ("mini_batches", "accumulation", "processes"), [(2, 2, 1), (2, 4, 1), (4, 4, 2), (2, 2, 4)]
+    )
     def test_against_a_buffer(self, mini_batches, accumulation, processes):
         """Mean and variance come out as those of the written slots of a buffer like TRL's."""
         draw = np.random.default_rng(0)
@@ -203,11 +229,23 @@ class TestDilution:
             {"num_mini_batches": mini_batches, "gradient_accumulation_steps": accumulation, "num_ppo_epochs": epochs,
              "per_device_train_batch_size": per_device, "world_size": processes},
         )
-        metrics = words.translate({"val/ratio": float(buffer.mean()), "val/ratio_var": float(buffer.var(ddof=1))}).metrics
+        metrics = words.translate(
+            {"val/ratio": float(buffer.mean()), "val/ratio_var": float(buffer.var(ddof=1))}
+        ).metrics
         assert metrics["ratio_mean"] == pytest.approx(buffer[..., :written].mean())
         assert metrics["ratio_var"] == pytest.approx(buffer[..., :written].var(ddof=1))
 
-    @pytest.mark.parametrize("arguments", [None, {}, {**DILUTED, "num_mini_batches": 0}, {**DILUTED, "num_mini_batches": "many"}, {**DILUTED, "num_mini_batches": 1}], ids=str)
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            None,
+            {},
+            {**DILUTED, "num_mini_batches": 0},
+            {**DILUTED, "num_mini_batches": "many"},
+            {**DILUTED, "num_mini_batches": 1},
+        ],
+        ids=str,
+    )
     def test_unknown_dilution_changes_nothing(self, arguments):
         """Where the arguments do not tell, or nothing is diluted, values stay as they were logged."""
         words = vocabulary("ppo", "0.23.1", arguments)
@@ -261,8 +299,25 @@ class TestOddValues:
 
     @pytest.mark.parametrize(
         "value",
-        ["0.5", b"1", [1.0], (1.0,), {}, {"a": 1}, 1j, object(), decimal.Decimal(1), np.array([1.0, 2.0]), np.array("x"),
-         np.array([]), torch.tensor([1.0, 2.0]), torch.tensor([]), torch.empty(1, device="meta"), Stubborn(), np.complex64(1)],
+        [
+            "0.5",
+            b"1",
+            [1.0],
+            (1.0,),
+            {},
+            {"a": 1},
+            1j,
+            object(),
+            decimal.Decimal(1),
+            np.array([1.0, 2.0]),
+            np.array("x"),
+            np.array([]),
+            torch.tensor([1.0, 2.0]),
+            torch.tensor([]),
+            torch.empty(1, device="meta"),
+            Stubborn(),
+            np.complex64(1),
+        ],
         ids=lambda value: type(value).__name__,
     )
     def test_skipped_with_a_reason(self, value):
@@ -276,7 +331,12 @@ class TestOddValues:
         """Keys of other types are recorded under their text, twice over if asked."""
         words = vocabulary("sft")
         for _ in range(2):
-            assert words.translate({1: 2.0, None: 3.0, (1, "a"): 4.0, "": 5.0}).metrics == {"1": 2.0, "None": 3.0, "(1, 'a')": 4.0, "": 5.0}
+            assert words.translate({1: 2.0, None: 3.0, (1, "a"): 4.0, "": 5.0}).metrics == {
+                "1": 2.0,
+                "None": 3.0,
+                "(1, 'a')": 4.0,
+                "": 5.0,
+            }
 
     def test_custom_metrics_pass(self):
         """Unknown keys pass under their own name, evaluation's too."""
@@ -285,7 +345,7 @@ class TestOddValues:
 
     @pytest.mark.parametrize("order", [("kl", "kl_mean"), ("kl_mean", "kl")])
     def test_a_custom_metric_of_the_same_name(self, order):
-        """A custom metric that has the canonical name of a trainer's own never takes its place, and is not lost in silence."""
+        """A custom metric called like a trainer's own canonical one never takes its place, nor is it lost in silence."""
         values = {"kl": 0.1, "kl_mean": 99.0}
         translated = vocabulary("grpo").translate({key: values[key] for key in order})
         assert translated.metrics == {"kl_mean": 0.1}
@@ -293,11 +353,22 @@ class TestOddValues:
 
     def test_two_spellings_in_one_log(self):
         """Two of the trainer's keys for one metric are both recorded, the second under its raw name."""
-        translated = vocabulary("grpo").translate({"clip_ratio/region_mean": 0.1, "clip_ratio": 0.2, "eval_entropy": 1.0, "eval_entropy_mean": 2.0})
+        translated = vocabulary("grpo").translate(
+            {"clip_ratio/region_mean": 0.1, "clip_ratio": 0.2, "eval_entropy": 1.0, "eval_entropy_mean": 2.0}
+        )
         assert translated.metrics == {"clip_frac": 0.1, "clip_ratio": 0.2, "eval_entropy_mean": 1.0}
         assert translated.skipped.keys() == {"eval_entropy_mean"}
 
-    @given(st.dictionaries(st.sampled_from([*(term.raw for term in families()["grpo"].terms), "kl_mean", "lr", "learning_rate", "a", 3, "3"]) | st.text(max_size=4), st.none() | st.floats(allow_nan=False) | st.booleans() | st.text(max_size=2), max_size=12))
+    @given(
+        st.dictionaries(
+            st.sampled_from(
+                [*(term.raw for term in families()["grpo"].terms), "kl_mean", "lr", "learning_rate", "a", 3, "3"]
+            )
+            | st.text(max_size=4),
+            st.none() | st.floats(allow_nan=False) | st.booleans() | st.text(max_size=2),
+            max_size=12,
+        )
+    )
     @settings(max_examples=400, deadline=None, derandomize=True)
     def test_recorded_or_skipped(self, logs):
         """Of any log, every value is either recorded or skipped with a reason, and none is invented."""
@@ -312,7 +383,9 @@ class TestOddValues:
         words = vocabulary("sft")
         recorded: set[str] = set()
         for step in range(200):
-            translated = words.translate({f"sample_{step * 100 + index}": 1.0 for index in range(100)} | {"loss": float(step)})
+            translated = words.translate(
+                {f"sample_{step * 100 + index}": 1.0 for index in range(100)} | {"loss": float(step)}
+            )
             recorded |= translated.metrics.keys()
             assert translated.metrics["loss"] == step
         assert len(recorded) <= MAX_NAMES

@@ -7,9 +7,9 @@ import sys
 from functools import cache
 
 from .. import _registry
-from ._base import Adapter, sniff
+from ._base import Adapter, Row, sniff
 
-__all__ = ["Adapter", "formats", "sniff"]
+__all__ = ["Adapter", "Row", "formats", "sniff"]
 
 
 @cache

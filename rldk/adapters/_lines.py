@@ -73,7 +73,7 @@ def python_json(content: bytes) -> Any:
 
 
 def _integer(digits: str) -> int | float:
-    # Twenty characters hold all of 64 bits. Longer ones are not even read as integers: Python refuses thousands of digits.
+    # Twenty characters hold all of 64 bits; longer ones are not read as integers, Python refuses thousands of digits.
     number = int(digits) if len(digits) <= 20 else 2**64
     return number if -(2**63) <= number < 2**64 else float(digits)
 

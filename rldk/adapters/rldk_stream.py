@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..event import Event, decode
-from ._base import Adapter
+from ._base import Adapter, Row
 from ._lines import read_records
 
 
@@ -24,12 +24,40 @@ class RldkStream(Adapter):
 
     def events(self) -> Iterator[Event]:
         """Yields the events; a line that is no event counts as malformed."""
-        renamed = self.field_map
         for number, record in read_records(self.path, self.damage):
-            event = decode(record)
-            if event is None:
-                self.damage.add(number)
-                continue
-            if renamed:
-                event = event._replace(metrics={renamed.get(name, name): v for name, v in event.metrics.items()})
-            yield event
+            event = self._event(number, record)
+            if event is not None:
+                yield event
+
+    def rows(self, run_id: str) -> Iterator[Row]:
+        """Yields rows without making events of lines that are as they should be: half the time of a large stream."""
+        for number, record in read_records(self.path, self.damage):
+            step, metrics, info = record.get("step"), record.get("metrics"), record.get("model_info")
+            if type(metrics) is dict and type(info) is dict and "nonfinite" not in record and not self.field_map:
+                run, phase = info.get("run_id", run_id), info.get("phase", "train")
+                wall_time, notes = record.get("wall_time"), record.get("notes", ())
+                if (
+                    type(step) is int
+                    and -_INT64 <= step < _INT64
+                    and type(wall_time) is float
+                    and type(run) is type(phase) is str
+                    and type(notes) is list
+                    and metrics  # without them it is a mark, whose notes must be looked at
+                ):
+                    yield step, wall_time, run or run_id, phase, metrics, notes
+                    continue
+            event = self._event(number, record)
+            if event is not None:
+                yield event.step, event.wall_time, event.run_id or run_id, event.phase, event.metrics, event.notes
+
+    def _event(self, number: int, record: dict[str, Any]) -> Event | None:
+        event = decode(record)
+        if event is None:
+            self.damage.add(number)
+        elif self.field_map:
+            named = {self.field_map.get(name, name): value for name, value in event.metrics.items()}
+            event = event._replace(metrics=named)
+        return event
+
+
+_INT64 = 2**63
