@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class CheckpointAnalyser:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._jobs: queue.Queue[tuple[int, Path] | None] = queue.Queue(maxsize=4)
-        self._results: queue.Queue[CheckpointResult] = queue.Queue()
+        self._results: deque[CheckpointResult] = deque()  # its append and popleft need no lock
         self._samples: dict[str, Any] = {}
         self._thread: threading.Thread | None = None
         self.missed = 0  # checkpoints saved faster than they could be read
@@ -57,10 +58,15 @@ class CheckpointAnalyser:
         except queue.Full:
             self.missed += 1
 
+    @property
+    def ready(self) -> bool:
+        """Whether there are results to take."""
+        return bool(self._results)
+
     def take(self) -> Iterator[CheckpointResult]:
         """Yields the results that are there now, without waiting."""
-        while not self._results.empty():
-            yield self._results.get_nowait()
+        while self._results:
+            yield self._results.popleft()
 
     def finish(self, limit: float) -> bool:
         """Waits for the checkpoints that were handed over, at most `limit` seconds. Returns whether all are done."""
@@ -77,7 +83,7 @@ class CheckpointAnalyser:
         while (job := self._jobs.get()) is not None:
             result = self._guard.call("checkpoint analysis", self._analyse, *job)
             if result is not None:
-                self._results.put(result)
+                self._results.append(result)
 
     def _analyse(self, step: int, folder: Path) -> CheckpointResult:
         files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})

@@ -104,12 +104,20 @@ class FrameBuilder:
                 phase_codes[phase] = len(phase_codes)
             these = tuple(metrics)
             if these != names:
+                if these not in self._layouts and not all(map(_is_number, metrics.values())):
+                    # A damaged line: what is no number gets no column, and no numbers no row.
+                    metrics = {name: value for name, value in metrics.items() if _is_number(value)}
+                    if not metrics:
+                        continue
+                    these = tuple(metrics)
                 names, layout = these, self._layouts.get(these) or self._new_layout(these)
             head = in_block, step, wall_time, phase_codes[phase], run.code, run.generation
             try:
                 layout.data += layout.pack(*head, *metrics.values())
             except (struct.error, OverflowError):  # a None, a huge integer, or what a damaged line has for a number
                 numbers = {name: _float(value) for name, value in metrics.items() if _is_number(value)}
+                if not numbers:
+                    continue
                 names = tuple(numbers)
                 layout = self._layouts.get(names) or self._new_layout(names)
                 layout.data += layout.pack(*head[:2], _float(wall_time), *head[3:], *numbers.values())

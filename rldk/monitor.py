@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ._guard import Guard
-from .detectors import ABSENT, WARMING, Detector, Finding
+from .detectors import FINE, WARMING, Detector, Finding
 from .event import Alert, Event
 
 __all__ = ["Monitor"]
@@ -25,15 +25,17 @@ MAX_ALERTS = 1_000
 class _Watch:
     """A detector and where its episode stands."""
 
-    __slots__ = ("alert", "detector", "fired", "index", "judged", "seen", "since_resolved")
+    __slots__ = ("alert", "detector", "failed", "fired", "index", "judge", "judged", "since_resolved", "warming")
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
+        self.judge = detector.judge
         self.alert: Alert | None = None  # the last alert raised, resolved or not
         self.index = -1  # where it stands in the list of alerts
         self.fired = 0
         self.judged = 0
-        self.seen = 0
+        self.warming = False
+        self.failed = False
         self.since_resolved = 0
 
 
@@ -48,6 +50,7 @@ class Monitor:
     def __init__(self, detectors: Iterable[Detector], guard: Guard | None = None) -> None:
         self.guard = guard or Guard()
         self.alerts: list[Alert] = []
+        self.revision = 0  # changes whenever `alerts` does
         self.dropped_alerts = 0
         self._watches = [_Watch(detector) for detector in detectors]
         self._by_phase: dict[str, list[_Watch]] = {}
@@ -58,34 +61,37 @@ class Monitor:
         Returns:
             The alerts that this event raised (`resolved_step` is None) or resolved.
         """
-        watches = self._by_phase.get(event.phase)
-        if watches is None:
-            watches = [watch for watch in self._watches if event.phase in watch.detector.phases]
-            self._by_phase[event.phase] = watches
+        phase = event.phase
+        if phase not in self._by_phase:
+            self._by_phase[phase] = [watch for watch in self._watches if phase in watch.detector.phases]
         changed: list[Alert] = []
-        for watch in watches:
+        for watch in self._by_phase[phase]:
             try:
-                answer = watch.detector.judge(event)
+                answer = watch.judge(event)
             except Exception as error:  # noqa: BLE001  # a detector that fails must not take the others, or the run, with it
-                self.guard.caught(f"detector {watch.detector.code}", error)
-                self._watches.remove(watch)
-                self._by_phase.clear()
+                self._fail(watch, error)
                 continue
-            if answer is ABSENT:
-                continue
-            watch.seen += 1
-            if answer is WARMING:
-                continue
-            watch.judged += 1
-            if isinstance(answer, Finding):
+            if answer is FINE:
+                watch.judged += 1
+                if watch.alert is None:
+                    continue
+                alert = self._fine(watch, watch.alert, event)
+            elif isinstance(answer, Finding):
+                watch.judged += 1
                 alert = self._bad(watch, answer, event)
-            elif watch.alert is not None:
-                alert = self._fine(watch, event)
             else:
+                watch.warming = watch.warming or answer is WARMING
                 continue
             if alert is not None:
                 changed.append(alert)
         return changed
+
+    def _fail(self, watch: _Watch, error: Exception) -> None:
+        """Leaves a detector out from now on; the report names it."""
+        self.guard.caught(f"detector {watch.detector.code}", error)
+        watch.failed = True
+        for phase in list(self._by_phase):
+            self._by_phase[phase] = [other for other in self._by_phase[phase] if not other.failed]
 
     def _bad(self, watch: _Watch, finding: Finding, event: Event) -> Alert | None:
         last = watch.alert
@@ -109,9 +115,7 @@ class Monitor:
         self._keep(watch, alert)
         return alert
 
-    def _fine(self, watch: _Watch, event: Event) -> Alert | None:
-        last = watch.alert
-        assert last is not None
+    def _fine(self, watch: _Watch, last: Alert, event: Event) -> Alert | None:
         if last.resolved_step is not None:
             watch.since_resolved += 1
             return None
@@ -122,17 +126,20 @@ class Monitor:
 
     def _keep(self, watch: _Watch, alert: Alert) -> None:
         watch.alert = alert
+        self.revision += 1
         if watch.index >= 0:
             self.alerts[watch.index] = alert
 
     def coverage(self) -> list[dict[str, Any]]:
-        """What each detector did: `fired`, `quiet`, `warming` or `unseen`, and what it watches.
+        """What each detector did: `fired`, `quiet`, `warming`, `unseen` or `failed`, and what it watches.
 
-        `unseen` means that the trainer never logged what it needs: its silence says nothing.
+        `unseen` means that the trainer never logged what it needs: its silence says nothing. `failed` means that the
+        detector itself broke and was left out from then on.
         """
         rows = []
         for watch in self._watches:
-            state = "fired" if watch.fired else "quiet" if watch.judged else "warming" if watch.seen else "unseen"
+            state = "quiet" if watch.judged else "warming" if watch.warming else "unseen"
+            state = "failed" if watch.failed else "fired" if watch.fired else state
             rows.append(
                 {
                     "code": watch.detector.code,

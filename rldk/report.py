@@ -117,4 +117,5 @@ _STATES = {
     "quiet": "armed and quiet",
     "warming": "not armed, for want of what they need",
     "unseen": "that never saw their metric",
+    "failed": "that broke and were left out",
 }

@@ -44,15 +44,16 @@ class _Series:
             self.nonfinite += len(logged) - len(values)
             if not values:
                 return
-            # Divided before it is summed, so that the largest floats do not overflow.
-            mean = math.fsum(value / len(values) for value in values)
+            # Divided before it is summed, so that the largest floats do not overflow; a last rounding still may.
+            mean = 2 * math.fsum(value / (2 * len(values)) for value in values)
+            mean = min(max(mean, min(values)), max(values))
         else:
             mean = total_value / len(values)
         count = len(values)
         total, shift = self.count + count, mean - self.mean
         deviation = math.dist(values, [mean] * count)
         self.spread += deviation * deviation + shift * shift * self.count * count / total
-        self.mean += shift * (count / total)
+        self.mean = self.mean * (self.count / total) + mean * (count / total)
         self.count = total
         self.lowest = min(self.lowest, min(values))
         self.highest = max(self.highest, max(values))

@@ -21,7 +21,7 @@ ROWS = (
     ("event", "metrics"),
     ("vocabulary", "detectors"),
     ("_files", "emit", "sinks", "summary", "report", "runfiles", "environment"),
-    ("monitor", "recorder", "resources", "checkpoints", "lifecycle", "timeline"),
+    ("monitor", "alerts_file", "recorder", "resources", "checkpoints", "lifecycle", "timeline"),
     ("adapters",),
     ("frame", "ingest", "rebuild", "integrations"),
 )

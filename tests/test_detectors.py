@@ -360,10 +360,8 @@ def test_a_detector_that_raises():
     assert monitor.alerts[0].step == 3
     assert {place: failure["count"] for place, failure in monitor.guard.failures.items()} == {"detector broken": 1}
     assert "ZeroDivisionError" in monitor.guard.failures["detector broken"]["error"]
-    assert [(row["code"], row["events_judged"]) for row in monitor.coverage()] == [
-        ("gradient_norm", 7),
-        ("non_finite", 7),
-    ]
+    coverage = {row["code"]: (row["state"], row["events_judged"]) for row in monitor.coverage()}
+    assert coverage == {"broken": ("failed", 2), "gradient_norm": ("fired", 7), "non_finite": ("quiet", 7)}
 
 
 class TestNonFinite:
@@ -421,7 +419,7 @@ class TestNonFinite:
         assert play(self.monitor(), [{"a": 1e308, "b": 1e308, "c": 1e308}])[0] == []
 
     def test_weights_of_a_checkpoint(self):
-        """Non-finite weights raise an alert, which lasts over events that say nothing of weights to a clean checkpoint."""
+        """Non-finite weights raise an alert, which lasts over events without weights to a clean checkpoint."""
         monitor = self.monitor()
         assert play(monitor, [{"param_nonfinite": 0}], "checkpoint") == ([], [])
         assert play(monitor, [{"param_nonfinite": 12}], "checkpoint", 2) == ([2], [])

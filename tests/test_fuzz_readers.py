@@ -65,7 +65,9 @@ def read(content: bytes, name: str, hint: str | None = None, field_map=None) -> 
 def compare(frame: pd.DataFrame, path: Path, hint: str | None, field_map) -> None:
     """Checks the frame against the file's events, one by one, where no resume made any of them void."""
     events = [event for event in open_log(path, hint, _oriented(field_map)).events() if event.metrics]
-    names = {name for event in events for name in event.metrics if name not in FIXED and not name.startswith("metrics/")}
+    names = {
+        name for event in events for name in event.metrics if name not in FIXED and not name.startswith("metrics/")
+    }
     assert names <= set(frame.columns)
     assert len(frame) <= len(events)
     if len(frame) < len(events):
@@ -229,7 +231,9 @@ lines = st.lists(
     | st.text(max_size=6),
     max_size=6,
 )
-alike = st.one_of(st.lists(kind.map(dump), min_size=1, max_size=6) for kind in (event_like, nearly_whole, flat_like, named_like))
+alike = st.one_of(
+    st.lists(kind.map(dump), min_size=1, max_size=6) for kind in (event_like, nearly_whole, flat_like, named_like)
+)
 endings = st.sampled_from(["\n", "\n", "\r\n", "\n\n", "\n\0\n"])
 tails = st.sampled_from(["", "\n", '{"step": 1, "met', "\0\0", "\ufeff"])
 

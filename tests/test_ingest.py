@@ -18,6 +18,7 @@ from rldk.emit import EventWriter
 from rldk.event import Event, encode, timestamp
 from rldk.exceptions import ConfigurationError, EmptyLogError, IngestError, NoLogsError, UnknownSchemaError
 from rldk.ingest import events_of, find_logs, ingest_runs, open_log
+from rldk.rebuild import rebuild_run
 from rldk.timeline import resume_note
 from rldk.vocabulary import Vocabulary, families
 
@@ -624,6 +625,14 @@ class TestErrors:
         frame = ingest_runs(path, field_map={"global_iter_no": "step", "my/kl_means": "kl_mean"})
         assert list(frame["kl_mean"]) == [0.1, 0.2]
 
+    def test_unknown_schema_in_a_state(self, tmp_path):
+        """A document whose rows have no step is an error that shows the rows' keys, however it is laid out."""
+        path = tmp_path / "trainer_state.json"
+        path.write_text(json.dumps({"log_history": [{"my_step": 1, "loss": 1.0}]}, indent=2))
+        with pytest.raises(UnknownSchemaError, match="my_step, loss"):
+            ingest_runs(path)
+        assert ingest_runs(path, field_map={"my_step": "step"})["loss"].tolist() == [1.0]
+
     def test_nothing_to_suggest(self, tmp_path):
         """Without any number there is still a field map to show."""
         with pytest.raises(UnknownSchemaError, match="field_map"):
@@ -653,6 +662,35 @@ class TestErrors:
         """All errors of reading are of one family, and of a built-in one."""
         assert issubclass(error, IngestError)
         assert issubclass(error, (FileNotFoundError, ValueError))
+
+
+class TestRebuild:
+    def test_a_hostile_run_id(self, tmp_path):
+        """A run id out of a stream from elsewhere names no file outside the stream's folder."""
+        folder = tmp_path / "inner"
+        folder.mkdir()
+        stream(folder / "x_events.jsonl", event(1, run="../../evil", loss=1.0))
+        report = rebuild_run(folder)
+        assert report["run_id"] == "../../evil"
+        assert os.listdir(tmp_path) == ["inner"]
+        assert (folder / "x_final_report.json").exists()
+
+    def test_a_damaged_stream(self, tmp_path):
+        """Text for numbers, NaN for counts and garbage between cost what they stand for; no detector fails on them."""
+        path = tmp_path / "r_events.jsonl"
+        damaged = {
+            "step": 2,
+            "wall_time": 1.0,
+            "metrics": {"loss": "high", "kl_mean": 0.5},
+            "data_slice": {"tokens_in": math.nan},
+        }
+        path.write_bytes(
+            encode(event(1, loss=1.0)) + b"garbage\n" + json.dumps({**damaged, "model_info": {"run_id": "r"}}).encode()
+        )
+        report = rebuild_run(path)
+        assert report["rldk_failures"] == {}
+        assert report["totals"]["steps"] == 2
+        assert report["metrics"]["loss"]["count"] == report["metrics"]["kl_mean"]["count"] == 1
 
 
 class TestTRLAdapter:

@@ -345,7 +345,7 @@ class TestOddValues:
 
     @pytest.mark.parametrize("order", [("kl", "kl_mean"), ("kl_mean", "kl")])
     def test_a_custom_metric_of_the_same_name(self, order):
-        """A custom metric called like a trainer's own canonical one never takes its place, nor is it lost in silence."""
+        """A custom metric named like a trainer's canonical one never takes its place, nor is it lost in silence."""
         values = {"kl": 0.1, "kl_mean": 99.0}
         translated = vocabulary("grpo").translate({key: values[key] for key in order})
         assert translated.metrics == {"kl_mean": 0.1}

@@ -19,6 +19,8 @@ def formats() -> dict[str, type[Adapter]]:
         item
         for module in _registry.modules_of(sys.modules[__name__])
         for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, Adapter) and not inspect.isabstract(item)
+        # Defined there first: in Python 3.10 an imported alias such as tuple[int] is an instance of type, and no class.
+        if isinstance(item, type) and item.__module__ == module.__name__
+        and issubclass(item, Adapter) and not inspect.isabstract(item)
     }
     return {adapter.name: adapter for adapter in sorted(found, key=lambda adapter: adapter.rank)}

@@ -29,8 +29,8 @@ def detector_classes() -> dict[str, type[Detector]]:
     found = {}
     for module in _registry.modules_of(sys.modules[__name__]):
         for item in vars(module).values():
-            # Defined there, not imported: bases are no detectors.
-            if isinstance(item, type) and issubclass(item, Detector) and item.__module__ == module.__name__:
+            # Defined there, not imported: bases are no detectors, and Python 3.10 takes aliases (tuple[int]) for types.
+            if isinstance(item, type) and item.__module__ == module.__name__ and issubclass(item, Detector):
                 found[item.code] = item
     return dict(sorted(found.items()))
 

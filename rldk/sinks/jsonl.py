@@ -37,18 +37,10 @@ class JsonlSink:
     def write(self, event: Event) -> None:
         """Writes the event if it is due, or keeps it as the possibly last one."""
         if self.interval > 1:
-            if self._pending is not None and event.phase == "train":
-                # Tokens of events that are not written belong to the next one that is.
-                event = event._replace(data_slice=_sum(self._pending.data_slice, event.data_slice))
-                self._pending = None
-            if event.phase == "train" and event.step < self._due and not event.notes:
-                self._pending = event
+            due = self._due_now(event)
+            if due is None:
                 return
-            if event.phase == "train":
-                self._due = (event.step // self.interval + 1) * self.interval
-        self._put(event)
-
-    def _put(self, event: Event) -> None:
+            event = due
         try:
             if self._writer is None:
                 self._writer = EventWriter(self.path)
@@ -57,15 +49,34 @@ class JsonlSink:
             self.lost += 1
             raise
 
+    def _due_now(self, event: Event) -> Event | None:
+        """What to write of this event: all of it, or nothing for now."""
+        if event.phase == "train":
+            if self._pending is not None:
+                # Tokens of events that are not written belong to the next one that is.
+                event = event._replace(data_slice=_sum(self._pending.data_slice, event.data_slice))
+                self._pending = None
+            if event.step < self._due and not event.notes:
+                self._pending = event
+                return None
+            self._due = (event.step // self.interval + 1) * self.interval
+        elif event.phase == "summary":
+            self._write_pending()  # it was the last of its kind
+        return event
+
+    def _write_pending(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._due = 0
+            self.write(pending)
+
     def alert(self, alert: Alert) -> None:
         """Nothing: an alert stands in its event's notes."""
 
     def close(self) -> None:
         """Writes the last event if it was not due, and closes the file."""
-        pending, self._pending = self._pending, None
         try:
-            if pending is not None:
-                self._put(pending)
+            self._write_pending()
         finally:
             if self._writer is not None:
                 self._writer.close()

@@ -73,21 +73,6 @@ class Translation(NamedTuple):
     skipped: dict[str, str]
 
 
-class _Names(dict[str, str]):
-    """Raw to canonical names, learnt on first sight, so that the hot path is one dictionary look-up a key."""
-
-    def __missing__(self, raw: Any) -> str:
-        if len(self) >= MAX_NAMES:
-            return _TOO_MANY
-        name = raw if isinstance(raw, str) else str(raw)
-        if name.startswith("eval_"):
-            rest = name[len("eval_"):]
-            # `epoch` and the like inside an evaluation row come without the prefix and are found as they are.
-            name = "eval_" + self.get(rest, rest)
-        self[raw] = name
-        return name
-
-
 class Vocabulary:
     """The names of one trainer family, at one TRL version, in one run.
 
@@ -109,7 +94,8 @@ class Vocabulary:
             for term in (*COMMON, *family.terms)
             if _holds(term.trl, trl_version) and (not term.loss_types or loss_types.intersection(term.loss_types))
         }
-        self._names = _Names({raw: term.name for raw, term in self._terms.items()})
+        # Learnt on first sight, so that the hot path is one look-up in a plain dictionary a key.
+        self._names: dict[Any, str] = {raw: term.name for raw, term in self._terms.items()}
 
     def table(self) -> dict[str, dict[str, str]]:
         """The vocabulary in force: raw name to canonical name, unit and note."""
@@ -134,7 +120,10 @@ class Vocabulary:
     def translate(self, logs: Mapping[str, Any]) -> Translation:
         """Translates one log call. An absent key makes nothing; what is no number is skipped with a reason."""
         names = self._names
-        metrics: dict[str, Any] = {names[raw]: value for raw, value in logs.items()}
+        try:
+            metrics: dict[str, Any] = {names[raw]: value for raw, value in logs.items()}
+        except KeyError:
+            metrics = {self._name(raw): value for raw, value in logs.items()}
         skipped: dict[str, str] = {}
         if len(metrics) != len(logs) or not _PLAIN.issuperset(map(type, metrics.values())):
             metrics, skipped = self._with_care(logs)
@@ -149,8 +138,22 @@ class Vocabulary:
             return Translation("train", metrics, skipped)
         return Translation("eval", metrics, skipped)
 
+    def _name(self, raw: Any) -> str:
+        """The canonical name of a raw one; a name that was never seen is learnt, up to a number of names."""
+        names = self._names
+        if raw not in names:
+            if len(names) >= MAX_NAMES:
+                return _TOO_MANY
+            name = raw if isinstance(raw, str) else str(raw)
+            if name.startswith("eval_"):
+                rest = name[len("eval_"):]
+                # `epoch` and the like inside an evaluation row come without the prefix and are found as they are.
+                name = "eval_" + names.get(rest, rest)
+            names[raw] = name
+        return names[raw]
+
     def _with_care(self, logs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-        names = {raw: self._names[raw] for raw in logs}
+        names = {raw: self._name(raw) for raw in logs}
         order: Iterable[Any] = logs
         if len(set(names.values())) != len(names):
             # Two raw names want one canonical name: the trainer's own gets it, the other stays as it is.

@@ -17,6 +17,9 @@ from ._compat import trl_version
 
 __all__ = ["LogReader", "arguments_of"]
 
+_STEPS_A_DIGEST = 100
+_MILLISECONDS = [f"{millisecond:03d}Z" for millisecond in range(1000)]
+
 
 def arguments_of(args: Any) -> dict[str, Any]:
     """A trainer's arguments by name, with the world size, which transformers computes."""
@@ -45,6 +48,7 @@ class LogReader:
         self._zero = time.perf_counter() - began
         self.tokens = 0.0  # the trainer's own count at its last log
         self._second, self._prefix = -1, ""
+        self._digest_at = 0
 
     def _name_family(self) -> None:
         family = self.vocabulary.family.name
@@ -86,9 +90,15 @@ class LogReader:
         data_slice: Mapping[str, int] | None = None,
     ) -> Event:
         """An event of this run, now."""
+        rng = self._seed
+        if step >= self._digest_at or phase != "train":
+            self._digest_at = (step // _STEPS_A_DIGEST + 1) * _STEPS_A_DIGEST
+            rng = self._random_state()
+        # Microseconds: more digits would be noise in every line.
+        wall_time = int((time.perf_counter() - self._zero) * 1e6) / 1e6
         return Event(
-            step, round(time.perf_counter() - self._zero, 6), metrics, phase, self._rng(), data_slice or {},
-            self._model_info, notes, self._timestamp(),
+            step, wall_time, metrics, phase, rng, data_slice or {}, self._model_info,
+            notes, self._timestamp(),
         )
 
     def _recognise(self, logs: Mapping[str, Any]) -> None:
@@ -109,10 +119,12 @@ class LogReader:
         before, self.tokens = self.tokens, count
         return {"tokens_in": int(count - before if count >= before else count)}
 
-    def _rng(self) -> dict[str, Any]:
+    def _random_state(self) -> dict[str, Any]:
         """The seed and a checksum of torch's random state.
 
-        Reading the state does not change it. Two runs that should be the same have the same checksums, step for step.
+        Reading the state does not change it. Two runs that should be the same have the same checksums at the same
+        steps: the first, the first log at or after every hundredth, and every evaluation and checkpoint. Not at every
+        log, since reading five kilobytes of state costs as much as writing the event.
         """
         torch = sys.modules.get("torch")
         if torch is None:
@@ -128,4 +140,4 @@ class LogReader:
         second = int(now)
         if second != self._second:
             self._second, self._prefix = second, timestamp(second)[:-4]
-        return f"{self._prefix}{int((now - second) * 1000):03d}Z"
+        return self._prefix + _MILLISECONDS[int((now - second) * 1000)]

@@ -155,33 +155,46 @@ class RLDKCallback(TrainerCallback):
         if state.is_world_process_zero:
             self._begin(args, state, kwargs.get("model"), training=True)
 
-    @guarded
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clock of a step."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Notes when a step ended, to tell training time from evaluating and saving."""
+        # Not guarded as a whole, since this runs at every step: the first part cannot fail, the second is guarded.
         if self._active is not None:
-            self._active.step_began = time.perf_counter()
+            self._active.step_ended = time.perf_counter()
+        if self.stop_on is not None:
+            self._stop_together(args, control)
 
     @guarded
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stops the clock of a step."""
-        active = self._active
-        if active is not None and active.step_began is not None:
-            active.busy += time.perf_counter() - active.step_began
-            active.step_began = None
-        if self.stop_on and several_processes(args):
-            # Here and not in on_log, which a program may call on one process alone.
-            self._stop(args, control)
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes the evaluation out of the time that steps took."""
+        if self._active is not None:
+            self._active.pause()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Records one log call. A subclass may add keys to `logs` and call this."""
-        if state.is_world_process_zero:
-            self._on_log(args, state, control, logs, kwargs.get("model"))
+        if not logs or self._given_up or not state.is_world_process_zero:
+            return
+        try:  # and not @guarded: this is the hot path, and handing the keywords on costs as much as a detector
+            if self._active is None:
+                self._begin(args, state, kwargs.get("model"), training=False)
+            active = self._active
+            assert active is not None
+            changed = active.log(state.global_step, logs)
+            if changed:
+                self._act(args, control, active, changed)
+            if active.closed:
+                # Evaluated after training: the report takes it in.
+                self._report_again(active)
+        except Exception as error:  # noqa: BLE001  # nothing of rldk's may reach the training loop
+            self.guard.caught("on_log", error)
 
     @guarded
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hands the checkpoint over to be analysed."""
         active = self._active
-        if active is not None and active.checkpoints is not None and not active.closed:
+        if active is None or active.closed:
+            return
+        active.pause()
+        if active.checkpoints is not None:
             step = state.global_step
             active.checkpoints.submit(step, Path(args.output_dir) / f"checkpoint-{step}")
 
@@ -217,36 +230,33 @@ class RLDKCallback(TrainerCallback):
             # A second train() on one trainer: its token count goes on where it was.
             self._active.reader.tokens = before.reader.tokens
 
-    @guarded
-    def _on_log(self, args: Any, state: Any, control: Any, logs: Any, model: Any) -> None:
-        if not logs or self._given_up:
-            return
-        if self._active is None:
-            self._begin(args, state, model, training=False)
-        active = self._active
-        assert active is not None
-        changed = active.log(state.global_step, logs)
+    def _report_again(self, active: _Active) -> None:
+        report = active.recorder.report or {}
+        active.recorder.close(report.get("status", "completed"), report.get("reason"))
+
+    def _act(self, args: Any, control: Any, active: _Active, changed: list[Alert]) -> None:
+        """Does what the user asked for on alerts."""
         self._tell(changed)
         if self.stop_on is not None:
             wish, codes = self.stop_on.wish(alert for alert in changed if alert.resolved_step is None)
             if wish:
                 self._wish, active.stop_reason = max(self._wish, wish), f"stop_on: {codes}"
+                active.recorder.extra["stop_requested"] = active.stop_reason
                 logger.warning("rldk: asking the trainer to stop (%s)", active.stop_reason)
             if not several_processes(args):
                 self._stop(args, control)
-        if active.closed:
-            # Evaluated after training: the report takes it in.
-            self._report_again(active)
-
-    def _report_again(self, active: _Active) -> None:
-        report = active.recorder.report or {}
-        active.recorder.close(report.get("status", "completed"), report.get("reason"))
 
     def _tell(self, changed: Iterable[Alert]) -> None:
         if self.on_alert is not None:
             for alert in changed:
                 # The user's own code, and still no reason to end a run.
                 self.guard.call("on_alert", self.on_alert, alert)
+
+    @guarded
+    def _stop_together(self, args: Any, control: Any) -> None:
+        # At the end of a step and not in on_log, which a program may call on one process alone.
+        if several_processes(args):
+            self._stop(args, control)
 
     def _stop(self, args: Any, control: Any) -> None:
         if stop(self._wish, args, control):
@@ -274,8 +284,7 @@ class _Active:
         self._plan = plan
         self.training = training
         self.closed = False
-        self.busy = 0.0
-        self.step_began: float | None = None
+        self.step_ended = time.perf_counter()
         self.stop_reason: str | None = None
         guard = callback.guard
         self.reader = LogReader(args, plan.model_info(callback.tags), plan.wall_time)
@@ -307,10 +316,11 @@ class _Active:
         self._rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * (args.world_size or 1)
         self._last_step = plan.resume_at or 0
         self._last_log = time.perf_counter()
+        self._paused = 0.0
 
     def log(self, step: int, logs: Mapping[str, Any]) -> list[Alert]:
         """Records one log call, and the checkpoints that have been analysed since the last."""
-        changed = self.analysed() if self.checkpoints is not None else []
+        changed = self.analysed() if self.checkpoints is not None and self.checkpoints.ready else []
         sampled = self.sampler.take() if self.sampler is not None else None
         event = self.reader.event(step, logs, sampled)
         if self.sampler is not None and event.phase == "train":
@@ -318,9 +328,9 @@ class _Active:
         return changed + self.recorder.record(event)
 
     def _add_rates(self, step: int, event: Event) -> None:
-        """Rows and tokens a second of training steps; evaluation and saving do not count where the hooks tell."""
+        """Rows and tokens a second of training; evaluating and saving do not count."""
         now = time.perf_counter()
-        seconds = self.busy or now - self._last_log
+        seconds = now - self._last_log - self._paused
         steps = step - self._last_step
         if seconds > 0 and steps > 0:
             rates: dict[str, Any] = event.metrics  # type: ignore[assignment]  # ours, and not yet seen by anyone
@@ -328,7 +338,13 @@ class _Active:
             tokens = event.data_slice.get("tokens_in")
             if tokens:
                 rates["tokens_per_second"] = tokens / seconds
-        self._last_step, self._last_log, self.busy = step, now, 0.0
+        self._last_step, self._last_log, self._paused = step, now, 0.0
+
+    def pause(self) -> None:
+        """Something other than training ends now; it began after the last step, or the last pause."""
+        now = time.perf_counter()
+        self._paused += now - max(self.step_ended, self._last_log)
+        self.step_ended = now
 
     def analysed(self) -> list[Alert]:
         """Records the checkpoints that have been analysed by now."""
