@@ -149,11 +149,11 @@ class FrameBuilder:
                 block[layout.columns] = rows["values"].T
                 heads = rows
             else:
-                block[np.ix_(layout.columns, rows["row"])] = rows["values"].T
+                block[np.ix_(np.array(layout.columns), rows["row"])] = rows["values"].T
                 heads[rows["row"]] = rows[[name for name, _ in _HEAD_FIELDS]]
             layout.data = bytearray()
         for column, values in zip(self._columns, block):
-            column.frombytes(values.view(np.uint8))
+            column.frombytes(values.view(np.uint8))  # type: ignore[arg-type]  # an array is a buffer, whatever its stub says
         self._steps.frombytes(heads["step"].tobytes())
         self._wall_times.frombytes(heads["wall_time"].tobytes())
         self._phases.frombytes(heads["phase"].tobytes())

@@ -1,8 +1,8 @@
 """How a run ends when nobody says so.
 
 transformers calls `on_train_end` only when training returns. A run may also end by an exception, caught by the program
-or not, or by SIGTERM. `Ending` notices: at the interpreter's exit, on SIGTERM, and, when polled, that the frame of
-`train()` has gone. It calls back once. SIGKILL leaves nothing to notice; `rldk.rebuild` then works from the events.
+or not, or by SIGTERM. `Ending` notices: at the interpreter's exit, on SIGTERM, and, looking once a second, that the
+frame of `train()` has gone. It calls back once. SIGKILL leaves nothing to notice; `rldk.rebuild` then works from the events.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = ["Ending", "sweep"]
 logger = logging.getLogger("rldk")
 
 UNSEEN = "training left train() without on_train_end; the exception was not seen"
+_POLL_S = 1.0
 
 
 class Ending:
@@ -45,6 +46,8 @@ class Ending:
         self._previous: Any = None
         self._installed = False
         _watched.add(self)
+        self._released = threading.Event()
+        threading.Thread(target=self._watch, name="rldk-watch", daemon=True).start()
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.getsignal(signal.SIGTERM)
             # None: a handler that was not installed from Python and could not be restored.
@@ -56,11 +59,16 @@ class Ending:
         """Stops watching: the run has ended in the ordinary way."""
         self._once.acquire(blocking=False)
         self._done = True
+        self._released.set()
         _watched.discard(self)
         self._restore_signal()
 
+    def _watch(self) -> None:
+        while not self._released.wait(_POLL_S):
+            self.poll()
+
     def poll(self) -> None:
-        """Looks whether `train()` is still on the stack of its thread. Called from another thread."""
+        """Looks whether `train()` is still on the stack of its thread."""
         if self._done or self._frame_id is None:
             return
         frame = sys._current_frames().get(self._thread)
@@ -83,6 +91,7 @@ class Ending:
     def _call(self, status: str, reason: str) -> None:
         if self._once.acquire(blocking=False):
             self._done = True
+            self._released.set()
             self._finish(status, reason)
 
     def _uncaught(self) -> BaseException | None:

@@ -41,7 +41,7 @@ def rebuild_run(
         source: The event stream, or a folder with one.
         run_id: The run, if the stream holds several; by default the last one in it.
         output_dir: Where the files go; by default beside the stream, over what is there.
-        alert_thresholds: As of `RLDKCallback`; thresholds that the live run had are not stored in its events.
+        alert_thresholds: As of `RLDKCallback`; by default those that the run's manifest says it had.
 
     Returns:
         The content of final_report.json. Its status is that of the report that is there, if it says how the run ended;
@@ -50,7 +50,7 @@ def rebuild_run(
     Raises:
         NoLogsError: If there is no stream, or more than one in the folder.
         EmptyLogError: If the stream has no event of the run.
-        ConfigurationError: For a bad threshold.
+        ConfigurationError: For a bad threshold, or if the files would go over those of a run that is still recorded.
     """
     streams = find_logs(source)
     if len(streams) > 1:
@@ -61,7 +61,15 @@ def rebuild_run(
         raise EmptyLogError(f"no event in {stream}")
     name = chosen or stream.stem.removesuffix("_events")
     files = RunFiles.of(output_dir if output_dir is not None else stream.parent, _file_name(name, stream), stream)
-    manifest, report = read_object(files.manifest), read_object(files.report)
+    there = RunFiles.of(stream.parent, name)
+    manifest, report = read_object(there.manifest), read_object(there.report)
+    status, reason = _status(report, manifest)
+    if status == "running" and output_dir is None:
+        raise ConfigurationError(
+            f"run {name!r} is still being recorded by process {manifest.get('pid')}: give an output_dir for the rebuilt files"
+        )
+    if alert_thresholds is None:
+        alert_thresholds = (manifest.get("rldk") or {}).get("alert_thresholds")
 
     def read() -> Iterator[Event]:
         return (event for event in RldkStream(stream).events() if event.run_id == chosen)
@@ -76,10 +84,9 @@ def rebuild_run(
         count += 1
     if not count:
         raise EmptyLogError(f"no event of run {chosen!r} in {stream}")
-    for key in ("skipped_values", "lost", "rldk_failures"):
+    for key in ("began", "skipped_values", "lost", "rldk_failures", "environment"):
         if key in report:
             recorder.extra[key] = report[key]
-    status, reason = _status(report, manifest)
     return recorder.close(status, reason)
 
 

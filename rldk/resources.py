@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -33,13 +32,11 @@ class ResourceSampler:
     Args:
         guard: Counts what goes wrong in a sample; sampling goes on.
         interval: Seconds between samples.
-        each: Called after each sample, in the thread.
     """
 
-    def __init__(self, guard: Guard, interval: float = 1.0, each: Callable[[], None] | None = None) -> None:
+    def __init__(self, guard: Guard, interval: float = 1.0) -> None:
         self._guard = guard
         self._interval = interval
-        self._each = each
         self._lock = threading.Lock()
         self._sums: dict[str, float] = {}
         self._peaks: dict[str, float] = {}
@@ -56,8 +53,7 @@ class ResourceSampler:
     def stop(self) -> None:
         """Ends the thread; returns when it has ended, or after two seconds."""
         self._stop.set()
-        if threading.current_thread() is not self._thread:  # it may be the one that noticed the end of the run
-            self._thread.join(timeout=2.0)
+        self._thread.join(timeout=2.0)
 
     def take(self) -> dict[str, float]:
         """Means and peaks of the samples since the last call; empty if there was none."""
@@ -76,8 +72,6 @@ class ResourceSampler:
         self._process.cpu_percent(None)
         while not self._stop.wait(self._interval):
             self._guard.call("resource sample", self._sample)
-            if self._each is not None:
-                self._guard.call("resource watch", self._each)
 
     def _sample(self) -> None:
         memory = psutil.virtual_memory()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.matrix
 ROOT = Path(__file__).resolve().parents[1]
 
 SCRIPT = """
-import os, sys, zoo
+import os, sys, torch, zoo
 from rldk.integrations.trl import EventWriterCallback, RLDKCallback
 
 class Late(RLDKCallback):
@@ -35,6 +35,8 @@ light = EventWriterCallback("light_events.jsonl")
 trainer = zoo.trainer("sft", "out", callbacks=[callback, light], max_steps=6)
 trainer.train()
 print(f"rank {os.environ.get('RANK', '0')} at {trainer.state.global_step}, files {len(callback.files)}, {callback.guard.failures}")
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
 """
 
 

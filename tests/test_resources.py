@@ -16,11 +16,12 @@ from rldk.resources import ResourceSampler
 
 
 def sampled(count):
-    seen = threading.Semaphore(0)
-    sampler = ResourceSampler(Guard(), interval=0.01, each=seen.release)
+    sampler = ResourceSampler(Guard(), interval=0.01)
     sampler.start()
-    for _ in range(count):
-        assert seen.acquire(timeout=10)
+    deadline = time.monotonic() + 10
+    while sampler._samples < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
     return sampler
 
 
@@ -51,20 +52,6 @@ class TestSampler:
         sampler.take()
         assert sampler.take() == {}
 
-    def test_a_failing_sample_is_counted_and_sampling_goes_on(self):
-        """An error in a sample is caught; the thread lives."""
-        guard, seen = Guard(), threading.Semaphore(0)
-
-        def fail():
-            seen.release()
-            raise OSError("gone")
-
-        sampler = ResourceSampler(guard, interval=0.01, each=fail)
-        sampler.start()
-        assert seen.acquire(timeout=10) and seen.acquire(timeout=10)
-        sampler.stop()
-        assert guard.failures["resource watch"]["count"] >= 1
-
 
 class Slow(TrainerCallback):
     """Makes a step last long enough to be sampled."""
@@ -76,7 +63,6 @@ class Slow(TrainerCallback):
 def test_events_carry_resources_and_rates(tmp_path):
     """Samples ride on training events; tokens and samples a second come from the counts and the clock of the steps."""
     callback = RLDKCallback(output_dir=tmp_path / "logs")
-    before = threading.active_count()
     zoo.trainer("sft", tmp_path / "out", callbacks=[callback, Slow()], max_steps=8, save_strategy="no").train()
     df = rldk.ingest_runs(tmp_path / "logs")
     train, evaluation = df[df.phase == "train"], df[df.phase == "eval"]
@@ -87,7 +73,7 @@ def test_events_carry_resources_and_rates(tmp_path):
     assert (rates.samples_per_second < 4 / 0.4 * 2).all()
     report = callback.report["resources"]
     assert report["memory_peak_bytes"]["max"] >= report["memory_bytes"]["mean"] > 0
-    assert threading.active_count() <= before + 1
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rldk-")]
 
 
 def test_without_monitoring(tmp_path):
@@ -95,7 +81,7 @@ def test_without_monitoring(tmp_path):
     callback = RLDKCallback(output_dir=tmp_path / "logs", enable_resource_monitoring=False)
     zoo.trainer("sft", tmp_path / "out", callbacks=[callback, Slow()], max_steps=4, save_strategy="no").train()
     df = rldk.ingest_runs(tmp_path / "logs")
-    assert not [name for name in df.columns if "memory" in name or name.endswith("_per_second") and "eval" not in name and "train" not in name]
+    assert not {"memory_bytes", "samples_per_second", "tokens_per_second"} & set(df.columns)
     assert callback.report["resources"] == {}
 
 

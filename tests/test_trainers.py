@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import jsonschema
+import pandas as pd
 import pytest
 import zoo
 from transformers import TrainerCallback
@@ -83,7 +84,7 @@ class TestEveryTrainer:
     def test_nothing_is_invented(self, family, recorded):
         """An event has no metric that neither the trainer logged nor rldk measured."""
         _, witness, full, light = recorded(family)
-        events = [line for line in lines(light.event_log_path)]
+        events = lines(light.event_log_path)
         assert [len(logs) for _, logs in witness.rows] == [len(event["metrics"]) for event in events]
         train = [line for line in lines(full.files["events"]) if line["model_info"]["phase"] == "train"]
         for (_, logs), event in zip([row for row in witness.rows if "loss" in row[1] or family == "ppo"], train):
@@ -108,9 +109,9 @@ class TestEveryTrainer:
 
     def test_files_agree(self, family, recorded):
         """Events, CSV and report tell the same of the run; the report says that it completed."""
-        folder, witness, full, _ = recorded(family)
+        _, witness, full, _ = recorded(family)
         df = rldk.ingest_runs(full.files["events"])
-        csv = __import__("pandas").read_csv(full.files["metrics"])
+        csv = pd.read_csv(full.files["metrics"])
         train = df[df.phase == "train"]
         first = "kl_mean" if family == "ppo" else "loss"
         assert csv[first].dropna().tolist() == pytest.approx(train[first].dropna().tolist())

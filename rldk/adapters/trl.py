@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..exceptions import IngestError
+from ..exceptions import EmptyLogError, IngestError
 from ..metrics import canonical_name
 from ..vocabulary import Vocabulary, families, recognise
 
@@ -41,10 +41,16 @@ class TRLAdapter:
         # Both imports here: `ingest` stands above this package, and discovery of the formats imports this module.
         from ..ingest import find_logs, open_log
 
+        names = []
         try:
-            return all(open_log(path).name != "flexible" for path in find_logs(self.source))
+            for path in find_logs(self.source):
+                try:
+                    names.append(open_log(path).name)
+                except EmptyLogError:
+                    continue  # `load` passes over an empty file among others too
         except IngestError:
             return False
+        return bool(names) and "flexible" not in names
 
     def load(self) -> pd.DataFrame:
         """Reads the logs; columns and errors as `rldk.ingest.ingest_runs`."""

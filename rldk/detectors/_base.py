@@ -102,14 +102,17 @@ class Detector(ABC):
         return iter(())
 
 
-def number_parameter(owner: str, name: str, value: Any, *, low: float, high: float = math.inf) -> float:
+def number_parameter(
+    owner: str, name: str, value: Any, *, low: float, high: float = math.inf, whole: bool = False
+) -> float:
     """Validates a numeric parameter.
 
     Raises:
-        ConfigurationError: If the value is no finite number in [low, high]; the message shows it.
+        ConfigurationError: If the value is no finite number in [low, high], or not whole where it must be; the message
+            shows it.
     """
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not good or not low <= value <= high:
+    if not good or not low <= value <= high or (whole and value != int(value)):
         allowed = f"between {low:g} and {high:g}" if math.isfinite(high) else f"{low:g} or more"
-        raise ConfigurationError(f"{owner}: {name} must be a number {allowed}; got {value!r}")
+        raise ConfigurationError(f"{owner}: {name} must be a {'whole ' if whole else ''}number {allowed}; got {value!r}")
     return float(value)

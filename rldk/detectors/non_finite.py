@@ -23,8 +23,8 @@ class NonFinite(Detector):
     False alarms: averages that are NaN by construction in healthy runs are named in the table of metrics
     (`nan_is_normal`) and left out: one reward function's mean where it judged no sample, `ratio_var` with one batch.
     Under fp16 the gradient scaler overflows on its first steps: `grad_norm` is then infinite once or twice.
-    Sources: transformers issue 13619, TRL issue 6702; measured on real trainers (docs/failure-modes in the project's
-    notes): a NaN weight in SFT gives loss 0.0, grad_norm NaN, entropy NaN one log later.
+    Sources: transformers issue 13619, TRL issue 6702; measured on real trainers: a NaN weight
+    in SFT gives loss 0.0, grad_norm NaN, entropy NaN one log later.
     """
 
     code = "non_finite"

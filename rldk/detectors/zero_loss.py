@@ -42,8 +42,8 @@ class ZeroLoss(Detector):
     )
 
     def __init__(self, *, patience: int = 3, warmup: int = 3) -> None:
-        self.patience = number_parameter(self.code, "patience", patience, low=1)
-        self.warmup = number_parameter(self.code, "warmup", warmup, low=1)
+        self.patience = number_parameter(self.code, "patience", patience, low=1, whole=True)
+        self.warmup = number_parameter(self.code, "warmup", warmup, low=1, whole=True)
         self._positive = 0
         self._lowest = float("inf")
         self._last = 0.0

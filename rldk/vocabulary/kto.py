@@ -13,8 +13,8 @@ FAMILY = Family(
     ),
     terms=(
         *PREFERENCE,
-        Term("logits/chosen", "logit_chosen", "logits, summed over positions and vocabulary", trl="<=1.8"),
-        Term("logits/rejected", "logit_rejected", "logits, summed over positions and vocabulary", trl="<=1.8"),
+        Term("logits/chosen", "logit_chosen", "logits, summed over positions and vocabulary", trl="<1.9"),
+        Term("logits/rejected", "logit_rejected", "logits, summed over positions and vocabulary", trl="<1.9"),
         Term("kl", "kl_mean", "nats/sequence", "on mismatched prompt and completion pairs, clamped at 0"),
     ),
     rank=40,

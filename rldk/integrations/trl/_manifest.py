@@ -15,7 +15,9 @@ from ._resume import RunPlan
 __all__ = ["build_manifest"]
 
 
-def build_manifest(args: Any, plan: RunPlan, reader: LogReader, model: Any, tags: Any) -> dict[str, Any]:
+def build_manifest(
+    args: Any, plan: RunPlan, reader: LogReader, model: Any, tags: Any, settings: dict[str, Any]
+) -> dict[str, Any]:
     """The manifest of a run; of a resumed one, the earlier manifest with this part added under `resumed`."""
     now = timestamp(time.time())
     environment = describe()
@@ -34,6 +36,7 @@ def build_manifest(args: Any, plan: RunPlan, reader: LogReader, model: Any, tags
         "arguments": redact(reader.arguments),
         "model": _about(model),
         "tags": redact(tags) if tags else None,
+        "rldk": redact(settings),
         "git": plan.git,
         "environment": environment,
         "vocabulary": vocabulary.table(),

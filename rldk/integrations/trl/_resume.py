@@ -79,8 +79,7 @@ def check_new(files: RunFiles, run_id: str, *, never: bool = False) -> None:
     """
     if os.environ.get("RANK", "0") not in ("", "0"):
         return
-    # The stream alone is no proof: several runs may share an `event_log_path`.
-    existing = [path for path in files.existing() if path != files.events or path.name.startswith(run_id)]
+    existing = _own(files, run_id)
     if not existing:
         return
     output_dir = read_object(files.manifest).get("output_dir")
@@ -138,10 +137,15 @@ def plan_run(
     return RunPlan(run_id, files, step, wall_time, tokens, resume_note(step), read_object(files.manifest), git)
 
 
+def _own(files: RunFiles, run_id: str) -> list[Path]:
+    """The files of the run that exist; a stream of another name is no proof, since runs may share an `event_log_path`."""
+    return [path for path in files.existing() if path.name.startswith(f"{run_id}_")]
+
+
 def _free(run_id: str, files_of: Callable[[str], RunFiles]) -> str:
     """The id itself, or one with a number if its files exist: a new training never touches an old one's record."""
     chosen, number = run_id, 1
-    while any(path.name.startswith(chosen) and path.exists() for path in files_of(chosen)):
+    while _own(files_of(chosen), chosen):
         number += 1
         chosen = f"{run_id}-{number}"
     if chosen != run_id:

@@ -45,7 +45,8 @@ class RLDKCallback(TrainerCallback):
 
     Args:
         output_dir: Folder of the run's files; made if it does not exist.
-        log_interval: Steps between console lines (logger `rldk`); 0 for none. Alerts are always logged.
+        log_interval: Steps between console lines (logger `rldk`, level INFO, so they show once logging is set up); 0
+            for none. Alerts are always logged, as warnings or errors.
         jsonl_log_interval: Steps between event lines: the first log at or after the interval is written; evaluations,
             logs with an alert and the last log always. Detectors see every log whatever the intervals.
         enable_jsonl_logging: Whether to write the event stream.
@@ -59,9 +60,10 @@ class RLDKCallback(TrainerCallback):
             thread, at a bounded memory.
         event_log_path: The event stream's file, if it is not to be in `output_dir`.
         tags: Free labels, into every event's `model_info.tags`.
-        on_alert: Called with each `rldk.event.Alert` as it is raised, and again when it has resolved.
-        stop_on: Detector codes, or one severity (that one and worse), on which training is stopped, after asking for
-            a checkpoint where the weights are still worth one. With several processes, all stop after the next step.
+        on_alert: Called with each `rldk.event.Alert` as it is raised, and whenever it has resolved: more than once if
+            the state came back within a few events, which is the same alert.
+        stop_on: Detector codes and severities (that one and worse) on which training is stopped, after asking for a
+            checkpoint where the weights are still worth one. With several processes, all stop after the next step.
             TRL's PPO ignores the request.
         resume: Whether `run_id` names a run that is being resumed. By default this is told by the trainer's state;
             True allows existing files without looking for checkpoints, False never does.
@@ -132,6 +134,17 @@ class RLDKCallback(TrainerCallback):
             return {}
         files = self._active.recorder.files._asdict()
         return files if self.enable_jsonl_logging else {k: path for k, path in files.items() if k != "events"}
+
+    def settings(self) -> dict[str, Any]:
+        """The parameters that shape the record, for the manifest."""
+        return {
+            "alert_thresholds": dict(self.alert_thresholds),
+            "log_interval": self.log_interval,
+            "jsonl_log_interval": self.jsonl_log_interval if self.enable_jsonl_logging else None,
+            "resource_monitoring": self.enable_resource_monitoring,
+            "checkpoint_analysis": self.enable_checkpoint_analysis,
+            "stop_on": sorted(self.stop_on.names) if self.stop_on else None,
+        }
 
     @property
     def alerts(self) -> list[Alert]:
@@ -302,14 +315,16 @@ class _Active:
         self.recorder.skipped = self.reader.skipped
         if plan.resume_at is not None:
             guard.call("reading the run back", self.recorder.replay, plan.earlier_events())
-        self.recorder.write_manifest(build_manifest(args, plan, self.reader, model, callback.tags))
+        manifest = build_manifest(args, plan, self.reader, model, callback.tags, callback.settings())
+        self.recorder.extra["environment"] = manifest["environment"]
+        self.recorder.write_manifest(manifest)
         if plan.note:
             self.recorder.record(self.reader.make(plan.resume_at or 0, {}, "train", (plan.note,)))
         self.recorder.write_report("running")
         self.ending = Ending(callback._finish, state)
         self.sampler = None
         if callback.enable_resource_monitoring:
-            self.sampler = ResourceSampler(guard, each=self.ending.poll)
+            self.sampler = ResourceSampler(guard)
             self.sampler.start()
         self.checkpoints = CheckpointAnalyser(guard) if callback.enable_checkpoint_analysis else None
         # Rows of a training batch, over all processes and accumulation steps.

@@ -92,13 +92,15 @@ class EventWriterCallback(TrainerCallback):
             logger.warning("rldk: %d events could not be written to %s", self.lost, self.event_log_path)
 
     def _begin(self, args: Any, state: Any) -> None:
-        step, began, last_run = int(state.global_step), 0.0, None
+        step, last_run = int(state.global_step), ""
+        lasted: dict[str, float] = {}
         if step:
             for event in self._earlier():
                 last_run = event.run_id or last_run
                 if event.step <= step:
-                    began = max(began, event.wall_time)
+                    lasted[event.run_id] = max(lasted.get(event.run_id, 0.0), event.wall_time)
         self.run_id = self._given_run_id or last_run or new_run_id(getattr(args, "run_name", None) or args.output_dir)
+        began = lasted.get(self.run_id, 0.0)
         info: dict[str, Any] = {"run_id": self.run_id}
         if commit := git_commit().get("commit"):
             info["git_sha"] = commit
