@@ -60,10 +60,11 @@ class EventWriter:
         if run_id is not None:
             self._model_info["run_id"] = run_id
         if tags:
-            self._model_info["tags"] = dict(tags) if isinstance(tags, Mapping) else list(tags)
+            labels = [tags] if isinstance(tags, str) else tags  # one label, and not its letters
+            self._model_info["tags"] = dict(labels) if isinstance(labels, Mapping) else list(labels)
         self._rng = {} if seed is None else {"seed": seed}
         self._fsync = fsync
-        self._began = time.time()
+        self._zero = time.perf_counter()  # the clock on the wall may be set back
         self._torn = False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         heal(self.path)
@@ -102,18 +103,17 @@ class EventWriter:
         if isinstance(step, bool) or not isinstance(step, int) or not -(2**63) <= step < 2**63:
             raise ConfigurationError(f"step must be an int of at most 64 bits; got {step!r}")
         given = _numbers(metrics if metrics is not None else {str(name): value})
-        now = time.time()
         self.write(
             Event(
                 step,
-                round(now - self._began, 6),
+                round(time.perf_counter() - self._zero, 6),
                 canonical_names(given),
                 phase,
                 self._rng,
                 {},
                 self._model_info,
-                tuple(notes),
-                timestamp(now),
+                (notes,) if isinstance(notes, str) else tuple(notes),
+                timestamp(time.time()),
             )
         )
 

@@ -62,7 +62,8 @@ def rebuild_run(
     name = chosen or stream.stem.removesuffix("_events")
     files = RunFiles.of(output_dir if output_dir is not None else stream.parent, _file_name(name, stream), stream)
     there = RunFiles.of(stream.parent, name)
-    manifest, report = read_object(there.manifest), read_object(there.report)
+    manifest = read_object(there.manifest) or read_object(files.manifest)
+    report = read_object(there.report) or read_object(files.report)
     status, reason = _status(report, manifest)
     if status == "running" and output_dir is None:
         raise ConfigurationError(

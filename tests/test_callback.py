@@ -89,7 +89,7 @@ class TestParameters:
         with caplog.at_level(logging.INFO, "rldk"):
             train(callback, steps=10, eval_strategy="steps", eval_steps=5)
         seen = [(line["model_info"]["phase"], line["step"]) for line in lines(callback.files["events"])]
-        assert seen == [("train", 4), ("eval", 5), ("train", 8), ("eval", 10), ("summary", 10), ("train", 10)]
+        assert seen == [("train", 4), ("eval", 5), ("train", 8), ("eval", 10), ("train", 10), ("summary", 10)]
         shown = [record.args[0] for record in caplog.records if record.msg.startswith("step %d  %s")]
         assert shown == [3, 5, 6, 9, 10]
 

@@ -114,6 +114,14 @@ class TestLog:
             writer.log(1, {7: 1.0, None: 2.0})
         assert lines(tmp_path / "e.jsonl")[0]["metrics"] == {"7": 1.0, "None": 2.0}
 
+    def test_one_text(self, tmp_path):
+        """A single tag or note given as text is one tag or note, and not its letters."""
+        with EventWriter(tmp_path / "e.jsonl", tags="baseline") as writer:
+            writer.log(1, {"a": 1.0}, notes="a note")
+        line = lines(tmp_path / "e.jsonl")[0]
+        assert line["model_info"]["tags"] == ["baseline"]
+        assert line["notes"] == ["a note"]
+
     @pytest.mark.parametrize("phase", PHASES)
     def test_phases(self, phase, tmp_path):
         """All phases of the schema can be logged, with notes."""

@@ -64,7 +64,9 @@ def read(content: bytes, name: str, hint: str | None = None, field_map=None) -> 
 
 def compare(frame: pd.DataFrame, path: Path, hint: str | None, field_map) -> None:
     """Checks the frame against the file's events, one by one, where no resume made any of them void."""
-    events = [event for event in open_log(path, hint, _oriented(field_map)).events() if event.metrics]
+    everything = list(open_log(path, hint, _oriented(field_map)).events())
+    runs = list(dict.fromkeys(event.run_id or _run_name(path) for event in everything))
+    events = [event for event in everything if event.metrics]
     names = {
         name for event in events for name in event.metrics if name not in FIXED and not name.startswith("metrics/")
     }
@@ -72,7 +74,6 @@ def compare(frame: pd.DataFrame, path: Path, hint: str | None, field_map) -> Non
     assert len(frame) <= len(events)
     if len(frame) < len(events):
         return
-    runs = list(dict.fromkeys(event.run_id or _run_name(path) for event in events))
     events.sort(key=lambda event: (runs.index(event.run_id or _run_name(path)), event.step))
     assert frame["step"].tolist() == [event.step for event in events]
     assert frame["phase"].tolist() == [event.phase for event in events]
