@@ -29,6 +29,9 @@ __all__ = ["Recorder"]
 
 logger = logging.getLogger("rldk")
 
+# Fewer batches than one in a hundred steps, so that they are not what makes the slowest percent of steps slow.
+_EVENTS_HELD = 128
+
 
 class Recorder:
     """Records a run.
@@ -67,17 +70,19 @@ class Recorder:
         self.report: dict[str, Any] | None = None
         self.write_errors = 0
         self._began = time.time()
-        self._jsonl = JsonlSink(files.events, jsonl_interval) if jsonl_interval else None
         self._alerts_file = AlertsFile(files.alerts, self.monitor)
+        self._csv = MetricsCsvSink(files.metrics, resume_at)
+        self._stream = JsonlSink(files.events, jsonl_interval) if jsonl_interval else None
         console = ConsoleSink(console_interval)
         if resume_at is not None:
             console.start_at(resume_at)
-            if self._jsonl is not None:
-                self._jsonl.start_at(resume_at)
-        self._sinks: list[Sink] = [MetricsCsvSink(files.metrics, resume_at), console]
-        if self._jsonl is not None:
-            # First: whatever else fails, the line is on disk.
-            self._sinks.insert(0, self._jsonl)
+            if self._stream is not None:
+                self._stream.start_at(resume_at)
+        # The stream comes first: whatever else fails, the line is on disk.
+        self._sinks: list[Sink] = [console, self._csv] if self._stream is None else [self._stream, console, self._csv]
+        watched = {self._stream, console if console_interval else None}
+        self._live: list[Sink] = [sink for sink in self._sinks if sink in watched]
+        self._held: list[Event] = []
 
     def replay(self, events: Iterable[Event]) -> None:
         """Takes the earlier events of a resumed run into detectors and summary, without writing them again.
@@ -102,8 +107,10 @@ class Recorder:
         if changed:
             raised = tuple(alert.message for alert in changed if alert.resolved_step is None)
             event = event._replace(notes=event.notes + raised)
-        self.summary.add(event)
-        for sink in self._sinks:
+        self._held.append(event)
+        if len(self._held) >= _EVENTS_HELD:
+            self._pass_on()
+        for sink in self._live:
             # Inline and not through _attempt: this runs at every log call.
             try:
                 sink.write(event)
@@ -117,6 +124,13 @@ class Recorder:
             for sink in self._sinks:
                 self._attempt(sink, sink.alert, alert)
         return changed
+
+    def _pass_on(self) -> None:
+        """Gives the held events to those that nobody watches live: in batches they cost the training step little."""
+        held, self._held = self._held, []
+        for event in held:
+            self.summary.add(event)
+            self._attempt(self._csv, self._csv.write, event)
 
     def _attempt(self, sink: object, function: Callable[..., None], *args: Any) -> None:
         """One destination that fails must not cost the others the event."""
@@ -138,11 +152,12 @@ class Recorder:
 
     def write_report(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Builds the report as of now and writes it. What cannot be written is still returned."""
+        self._pass_on()
         losses = {type(sink).__name__: sink.lost for sink in self._sinks if sink.lost}
         extra: dict[str, Any] = {
             "began": timestamp(self._began),
             "updated": timestamp(time.time()),
-            "lost": {"events": self._jsonl.lost if self._jsonl else 0, "by_sink": losses, "write_errors": self.write_errors},
+            "lost": {"events": self._stream.lost if self._stream else 0, "by_sink": losses, "write_errors": self.write_errors},
             "skipped_values": dict(self.skipped),
             "rldk_failures": {place: dict(failure) for place, failure in self.guard.failures.items()},
             "files": {name: str(path) for name, path in self.files._asdict().items()},
@@ -162,6 +177,7 @@ class Recorder:
 
     def close(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Writes what is left, lets go of the files, and writes the report."""
+        self._pass_on()
         for sink in self._sinks:
             self._attempt(sink, sink.close)
         if self._alerts_file.behind:

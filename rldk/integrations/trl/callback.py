@@ -316,7 +316,7 @@ class _Active:
         if plan.resume_at is not None:
             guard.call("reading the run back", self.recorder.replay, plan.earlier_events())
         manifest = build_manifest(args, plan, self.reader, model, callback.tags, callback.settings())
-        self.recorder.extra["environment"] = manifest["environment"]
+        self.recorder.extra.update(began=manifest["created"], environment=manifest["environment"])
         self.recorder.write_manifest(manifest)
         if plan.note:
             self.recorder.record(self.reader.make(plan.resume_at or 0, {}, "train", (plan.note,)))
