@@ -15,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 __all__ = ["Ending", "sweep"]
@@ -39,21 +39,15 @@ class Ending:
         self._state = weakref.ref(state)
         self._process = os.getpid()
         self._thread = threading.get_ident()
-        self._frame_id, self._code = _training_frame()
+        self._frame_id, self._bottom_id = _training_frame()
         self._done = False
         self._once = threading.Lock()  # two threads and a signal handler may notice the same end
         self.signal: str | None = None  # a signal that arrived and left the end to someone else
-        self._previous: Any = None
-        self._installed = False
         _watched.add(self)
         self._released = threading.Event()
-        threading.Thread(target=self._watch, name="rldk-watch", daemon=True).start()
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.getsignal(signal.SIGTERM)
-            # None: a handler that was not installed from Python and could not be restored.
-            if self._previous not in (None, signal.SIG_IGN):
-                signal.signal(signal.SIGTERM, self._on_sigterm)
-                self._installed = True
+        if self._frame_id is not None:
+            threading.Thread(target=self._watch, name="rldk-watch", daemon=True).start()
+        _SigtermHandler.install()
 
     def release(self) -> None:
         """Stops watching: the run has ended in the ordinary way."""
@@ -61,7 +55,8 @@ class Ending:
         self._done = True
         self._released.set()
         _watched.discard(self)
-        self._restore_signal()
+        if not _watched:
+            _SigtermHandler.remove()
 
     def _watch(self) -> None:
         while not self._released.wait(_POLL_S):
@@ -69,20 +64,31 @@ class Ending:
 
     def poll(self) -> None:
         """Looks whether `train()` is still on the stack of its thread."""
-        if self._done or self._frame_id is None:
-            return
-        frame = sys._current_frames().get(self._thread)
-        while frame is not None:
-            if id(frame) == self._frame_id and frame.f_code is self._code:
-                return
-            frame = frame.f_back
-        if not self._done:
+        if not self._done and self._frame_id is not None and self._gone():
             self._end()
+
+    def _gone(self) -> bool:
+        """Whether a walk down the whole stack of the thread did not meet `train()`.
+
+        The thread may run on while another walks its stack, and a generator that is left meanwhile has no caller any
+        more: only a walk that arrives at the thread's outermost frame has seen everything.
+        """
+        frame = sys._current_frames().get(self._thread)
+        if frame is None:
+            return True  # the thread has ended
+        last = None
+        while frame is not None:
+            last = id(frame)
+            if last == self._frame_id:
+                return False
+            frame = frame.f_back
+        return last == self._bottom_id
 
     def _end(self) -> None:
         error = self._uncaught()
         if error is None:
-            self._call("failed", self.signal or UNSEEN)
+            # Outside of train() there is no saying that something went wrong: a loop of one's own, or an evaluation.
+            self._call("failed" if self._frame_id or self.signal else "stopped", self.signal or UNSEEN)
         else:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             text = str(error).splitlines()
@@ -99,31 +105,53 @@ class Ending:
         error = getattr(sys, "last_value", None)
         trace = getattr(error, "__traceback__", None)
         while trace is not None:
-            if self._code is None or trace.tb_frame.f_code is self._code:
+            # By identity: an earlier exception of a notebook may have come through another call of `train()`.
+            if self._frame_id in (None, id(trace.tb_frame)):
                 return error
             trace = trace.tb_next
         return None
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        previous = self._previous
-        if callable(previous):
-            # Somebody else decides what SIGTERM means, such as a last checkpoint and an orderly end.
-            self.signal = "SIGTERM"
-            previous(number, frame)
+
+class _SigtermHandler:
+    """What SIGTERM does while runs are recorded: one handler for all of them, whichever order they end in.
+
+    Args:
+        previous: The handler that was there before.
+    """
+
+    def __init__(self, previous: Any) -> None:
+        self._previous = previous
+
+    @classmethod
+    def install(cls) -> None:
+        """Takes over SIGTERM, unless that is done, or not possible: in another thread, or where it is ignored."""
+        if threading.current_thread() is not threading.main_thread():
             return
-        # A forked data-loading worker inherits this handler, but the run is not its own.
-        if os.getpid() == self._process:
-            self._call("failed", "SIGTERM")
+        previous = signal.getsignal(signal.SIGTERM)
+        # None: a handler that was not installed from Python and could not be restored.
+        if previous not in (None, signal.SIG_IGN) and not isinstance(previous, cls):
+            signal.signal(signal.SIGTERM, cls(previous))
+
+    @classmethod
+    def remove(cls) -> None:
+        """Puts back what was there, unless someone else has taken over since. Python allows it in the main thread only."""
+        handler = signal.getsignal(signal.SIGTERM)
+        if isinstance(handler, cls) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler._previous)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        # A forked data-loading worker inherits this handler, but the runs are not its own.
+        runs = [ending for ending in _watched if ending._process == os.getpid()]
+        if callable(self._previous):
+            # Somebody else decides what SIGTERM means, such as a last checkpoint and an orderly end.
+            for ending in runs:
+                ending.signal = "SIGTERM"
+            self._previous(number, frame)
+            return
+        for ending in runs:
+            ending._call("failed", "SIGTERM")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
-
-    def _restore_signal(self) -> None:
-        if not self._installed or threading.current_thread() is not threading.main_thread():
-            return
-        # Bound methods are made anew at each access, so equality and not identity.
-        if signal.getsignal(signal.SIGTERM) == self._on_sigterm:
-            signal.signal(signal.SIGTERM, self._previous)
-        self._installed = False
 
 
 _watched: weakref.WeakSet[Ending] = weakref.WeakSet()
@@ -137,7 +165,7 @@ def sweep(state: object) -> None:
     """
     frame_id, _ = _training_frame()
     for ending in list(_watched):
-        if ending._frame_id == frame_id and ending._state() is not state:
+        if frame_id is not None and ending._frame_id == frame_id and ending._state() is not state:
             ending._end()
         else:
             ending.poll()
@@ -150,12 +178,16 @@ def _at_exit() -> None:
             ending._end()
 
 
-def _training_frame() -> tuple[int | None, CodeType | None]:
-    """The outermost frame of a method `train` of a trainer, by identity; nothing of it is kept alive."""
-    found: tuple[int | None, CodeType | None] = (None, None)
+def _training_frame() -> tuple[int | None, int | None]:
+    """The innermost frame of a method `train` of a trainer, and the thread's outermost frame.
+
+    By identity, so that nothing of them is kept alive. Innermost, since a training may begin inside another.
+    """
+    found = last = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "train" and hasattr(frame.f_locals.get("self"), "callback_handler"):
-            found = (id(frame), frame.f_code)
+        last = id(frame)
+        if found is None and frame.f_code.co_name == "train" and hasattr(frame.f_locals.get("self"), "callback_handler"):
+            found = last
         frame = frame.f_back
-    return found
+    return found, last

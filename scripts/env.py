@@ -45,8 +45,8 @@ def site_packages(folder: Path) -> Path:
 
 
 def pip(folder: Path, *arguments: str) -> None:
-    """Runs pip in an environment; its errors are shown, its chatter is not."""
-    command = [python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    """Runs pip in an environment; its errors are shown, its warnings and chatter are not."""
+    command = [python_of(folder), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments]
     if subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode:
         raise SystemExit(f"[env] pip failed: {' '.join(map(str, command))}")
 

@@ -178,9 +178,13 @@ class RLDKCallback(TrainerCallback):
 
     @guarded
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Takes the evaluation out of the time that steps took."""
-        if self._active is not None:
-            self._active.pause()
+        """Takes the evaluation out of the time that steps took; alone, it is all that there is to the run."""
+        active = self._active
+        if active is None:
+            return
+        active.pause()
+        if not active.training:
+            self._finish("completed")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Records one log call. A subclass may add keys to `logs` and call this."""
@@ -228,11 +232,10 @@ class RLDKCallback(TrainerCallback):
 
     def _begin(self, args: Any, state: Any, model: Any, *, training: bool) -> None:
         before = self._active
-        if before is not None and not before.closed:
-            if not before.training and training and state.global_step == 0:
-                before.training = True  # evaluated first, trained now: one run
-                return
-            self._finish("failed", "train() was called again before the run had ended")
+        if before is not None and not before.training and training and state.global_step == 0:
+            before.open(self, state, training=True)  # evaluated first, trained now: one run
+            return
+        self._finish("failed", "training began again before the run had ended: by train(), or auto_find_batch_size")
         sweep(state)
         self._given_up = True  # unless what follows works: a run that cannot begin is not tried again at each log
         plan = plan_run(args, state, self.output_dir, self._given_run_id, self._files_of, self.resume)
@@ -295,8 +298,7 @@ class _Active:
         self, callback: RLDKCallback, args: Any, state: Any, plan: RunPlan, model: Any, training: bool
     ) -> None:
         self._plan = plan
-        self.training = training
-        self.closed = False
+        self.closed = True
         self.step_ended = time.perf_counter()
         self.stop_reason: str | None = None
         guard = callback.guard
@@ -320,18 +322,30 @@ class _Active:
         self.recorder.write_manifest(manifest)
         if plan.note:
             self.recorder.record(self.reader.make(plan.resume_at or 0, {}, "train", (plan.note,)))
-        self.recorder.write_report("running")
-        self.ending = Ending(callback._finish, state)
-        self.sampler = None
-        if callback.enable_resource_monitoring:
-            self.sampler = ResourceSampler(guard)
-            self.sampler.start()
-        self.checkpoints = CheckpointAnalyser(guard) if callback.enable_checkpoint_analysis else None
         # Rows of a training batch, over all processes and accumulation steps.
         self._rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * (args.world_size or 1)
         self._last_step = plan.resume_at or 0
         self._last_log = time.perf_counter()
         self._paused = 0.0
+        self.open(callback, state, training)
+
+    def open(self, callback: RLDKCallback, state: Any, training: bool) -> None:
+        """Starts what runs beside the trainer; a second time, if one that was only evaluated begins to train."""
+        if not self.closed:
+            self.ending.release()
+            if self.sampler is not None:
+                self.sampler.stop()
+        self.training, self.closed = training, False
+        self._last_log = time.perf_counter()
+        self.recorder.write_report("running")
+        self.ending = Ending(callback._finish, state)
+        self.sampler: ResourceSampler | None = None
+        if callback.enable_resource_monitoring:
+            self.sampler = ResourceSampler(callback.guard)
+            self.sampler.start()
+        self.checkpoints: CheckpointAnalyser | None = None
+        if callback.enable_checkpoint_analysis:
+            self.checkpoints = CheckpointAnalyser(callback.guard)
 
     def log(self, step: int, logs: Mapping[str, Any]) -> list[Alert]:
         """Records one log call, and the checkpoints that have been analysed since the last."""
