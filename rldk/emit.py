@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .exceptions import ConfigurationError
 from .metrics import canonical_names
 from .vocabulary import plain_number
 
-__all__ = ["EventWriter"]
+__all__ = ["EventWriter", "check_tags"]
 
 
 class EventWriter:
@@ -60,8 +60,7 @@ class EventWriter:
         if run_id is not None:
             self._model_info["run_id"] = run_id
         if tags:
-            labels = [tags] if isinstance(tags, str) else tags  # one label, and not its letters
-            self._model_info["tags"] = dict(labels) if isinstance(labels, Mapping) else list(labels)
+            self._model_info["tags"] = check_tags(tags)
         self._rng = {} if seed is None else {"seed": seed}
         self._fsync = fsync
         self._zero = time.perf_counter()  # the clock on the wall may be set back
@@ -149,6 +148,23 @@ class EventWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_tags(tags: object) -> dict[str, Any] | list[Any] | None:
+    """Tags as they stand in an event: a mapping or a list.
+
+    Raises:
+        ConfigurationError: If they are neither of both, nor a single label.
+    """
+    if tags is None:
+        return None
+    if isinstance(tags, str):
+        return [tags]  # one label, and not its letters
+    if isinstance(tags, Mapping):
+        return dict(tags)
+    if isinstance(tags, (Sequence, Set)):
+        return list(tags)
+    raise ConfigurationError(f"tags must be a mapping or a list of labels; got {tags!r}")
 
 
 def _numbers(metrics: Mapping[Any, Any]) -> dict[str, float | int | None]:

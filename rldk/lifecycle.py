@@ -15,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 __all__ = ["Ending", "sweep"]
@@ -23,7 +23,9 @@ __all__ = ["Ending", "sweep"]
 logger = logging.getLogger("rldk")
 
 UNSEEN = "training left train() without on_train_end; the exception was not seen"
+_NO_TRAIN = "the program ended, and on_train_end was never called"
 _POLL_S = 1.0
+_PATIENCE_S = 10.0
 
 
 class Ending:
@@ -39,7 +41,7 @@ class Ending:
         self._state = weakref.ref(state)
         self._process = os.getpid()
         self._thread = threading.get_ident()
-        self._frame_id, self._bottom_id = _training_frame()
+        self._frame_id, self._code, self._bottom_id = _training_frame()
         self._done = False
         self._once = threading.Lock()  # two threads and a signal handler may notice the same end
         self.signal: str | None = None  # a signal that arrived and left the end to someone else
@@ -79,7 +81,7 @@ class Ending:
         last = None
         while frame is not None:
             last = id(frame)
-            if last == self._frame_id:
+            if last == self._frame_id and frame.f_code is self._code:  # an address alone may be another frame's by now
                 return False
             frame = frame.f_back
         return last == self._bottom_id
@@ -87,18 +89,24 @@ class Ending:
     def _end(self) -> None:
         error = self._uncaught()
         if error is None:
-            # Outside of train() there is no saying that something went wrong: a loop of one's own, or an evaluation.
-            self._call("failed" if self._frame_id or self.signal else "stopped", self.signal or UNSEEN)
+            # Outside of train(), in a loop of one's own, there is no saying that anything went wrong.
+            status, reason = ("failed", UNSEEN) if self._frame_id is not None else ("stopped", _NO_TRAIN)
+            self._call("failed" if self.signal else status, self.signal or reason)
         else:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             text = str(error).splitlines()
             self._call(status, f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__)
 
     def _call(self, status: str, reason: str) -> None:
-        if self._once.acquire(blocking=False):
-            self._done = True
-            self._released.set()
-            self._finish(status, reason)
+        alone = _finishing.acquire(timeout=_PATIENCE_S)
+        try:
+            if self._once.acquire(blocking=False):
+                self._done = True
+                self._released.set()
+                self._finish(status, reason)
+        finally:
+            if alone:
+                _finishing.release()
 
     def _uncaught(self) -> BaseException | None:
         """The exception that nobody caught, if it came through our `train()`."""
@@ -106,7 +114,8 @@ class Ending:
         trace = getattr(error, "__traceback__", None)
         while trace is not None:
             # By identity: an earlier exception of a notebook may have come through another call of `train()`.
-            if self._frame_id in (None, id(trace.tb_frame)):
+            frame = trace.tb_frame
+            if self._frame_id is None or (id(frame) == self._frame_id and frame.f_code is self._code):
                 return error
             trace = trace.tb_next
         return None
@@ -155,6 +164,9 @@ class _SigtermHandler:
 
 
 _watched: weakref.WeakSet[Ending] = weakref.WeakSet()
+# Held while a run is ended, so that one which goes on in the same files waits until they are whole. Never for long: a
+# signal may have interrupted what the other thread needs.
+_finishing = threading.RLock()
 
 
 def sweep(state: object) -> None:
@@ -163,12 +175,15 @@ def sweep(state: object) -> None:
     A frame's address is used again, so a run that seems to be in the very frame that begins now is over, unless it has
     the same state: then it is another recorder of the same training.
     """
-    frame_id, _ = _training_frame()
+    frame_id, _, _ = _training_frame()
     for ending in list(_watched):
         if frame_id is not None and ending._frame_id == frame_id and ending._state() is not state:
             ending._end()
         else:
             ending.poll()
+    # A watching thread may have been first, and still be writing.
+    if _finishing.acquire(timeout=_PATIENCE_S):
+        _finishing.release()
 
 
 @atexit.register
@@ -178,16 +193,16 @@ def _at_exit() -> None:
             ending._end()
 
 
-def _training_frame() -> tuple[int | None, int | None]:
-    """The innermost frame of a method `train` of a trainer, and the thread's outermost frame.
+def _training_frame() -> tuple[int | None, CodeType | None, int | None]:
+    """The innermost frame of a method `train` of a trainer, its code, and the thread's outermost frame.
 
     By identity, so that nothing of them is kept alive. Innermost, since a training may begin inside another.
     """
-    found = last = None
+    found = code = last = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         last = id(frame)
         if found is None and frame.f_code.co_name == "train" and hasattr(frame.f_locals.get("self"), "callback_handler"):
-            found = last
+            found, code = last, frame.f_code
         frame = frame.f_back
-    return found, last
+    return found, code, last

@@ -105,7 +105,8 @@ def render_text(report: Mapping[str, Any]) -> str:
         lines.append(f"{'metric':<{width}} {'first':>10} {'last':>10} {'min':>10} {'max':>10} {'mean':>10}")
         for name in shown:
             cells = " ".join(f"{number(rows[name][key]):>10}" for key in ("first", "last", "min", "max", "mean"))
-            lines.append(f"{name:<{width}} {cells}")
+            bad = f"  ({rows[name]['nonfinite']} not finite)" if rows[name].get("nonfinite") else ""
+            lines.append(f"{name:<{width}} {cells}{bad}")
     if len(report["metrics"]) > len(shown):
         lines.append(f"... and {len(report['metrics']) - len(shown)} more metrics in the report")
     return "\n".join(lines)

@@ -62,6 +62,10 @@ class TestParameters:
             ({"alert_thresholds": {"gradient_norm": "high"}}, "got 'high'"),
             ({"alert_thresholds": {"zero_loss.patients": 3}}, "no parameter 'patients'.*Did you mean 'patience'"),
             ({"stop_on": "critcal"}, "unknown code or severity 'critcal'.*Did you mean 'critical'"),
+            ({"stop_on": 5}, "stop_on.*got 5"),
+            ({"alert_thresholds": 0.5}, "alert_thresholds must be a mapping.*got 0.5"),
+            ({"alert_thresholds": ["kl_divergence"]}, r"must be a mapping.*got \['kl_divergence'\]"),
+            ({"tags": 5}, "tags must be a mapping or a list.*got 5"),
             ({"on_alert": "print"}, "on_alert must be callable"),
         ],
     )
@@ -165,6 +169,13 @@ class TestAlerts:
         callback = RLDKCallback(log_interval=0)
         train(callback, steps=200, eval_strategy="no")
         assert callback.alerts == []
+
+    def test_thresholds_by_synonym(self):
+        """A threshold may be given by the name of its metric, or a synonym of that."""
+        for name in ("kl_divergence", "kl", "kl_mean"):
+            callback = WithMetrics(lambda step: {"kl": 9.0}, alert_thresholds={name: 2.0}, output_dir=name)
+            train(callback, family="kto", steps=2, eval_strategy="no")
+            assert [alert.code for alert in callback.alerts] == ["kl_divergence"]
 
     def test_acting_on_alerts(self):
         """on_alert hears of an alert as it is raised and resolved; what it raises itself is only noted."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import rldk
+from rldk.lifecycle import Ending
 from rldk.rebuild import KILLED, rebuild_run
 
 TRAIN = """
@@ -99,6 +103,86 @@ class TestEnds:
                  "    assert os.waitpid(child, 0)[1] == signal.SIGTERM",
             call="trainer.train()"))
         assert report()["status"] == "completed"
+
+    def test_sigterm_with_two_callbacks(self, run_script):
+        """Each of several recorders of one process gets its word in."""
+        done = run_script(TRAIN.format(
+            body="import signal\ndef at_step_three(control): os.kill(os.getpid(), signal.SIGTERM)",
+            call="trainer.add_callback(RLDKCallback(output_dir='logs', run_id='other'))\ntrainer.train()"))
+        assert done.returncode == -signal.SIGTERM
+        other = json.loads(Path("logs/other_final_report.json").read_text())
+        assert report()["reason"] == other["reason"] == "SIGTERM"
+
+    def test_sigterm_after_a_run_that_crashed(self, run_script):
+        """A run whose exception was caught, and noticed by the watching thread, leaves no handler in the next one's way."""
+        done = run_script(TRAIN.format(
+            body="import signal, time\ndef at_step_three(control):\n"
+                 "    if callback.run_id == 'first':\n        raise ValueError\n"
+                 "    os.kill(os.getpid(), signal.SIGTERM)",
+            call="first, callback = callback, RLDKCallback(output_dir='logs', run_id='first')\n"
+                 "try:\n    zoo.trainer('sft', 'out', callbacks=[callback, Step()], save_strategy='no').train()\n"
+                 "except ValueError:\n    pass\n"
+                 "while callback.report['status'] == 'running':\n    time.sleep(0.1)\n"
+                 "callback = first\ntrainer.train()"))
+        assert done.returncode == -signal.SIGTERM, done.stderr
+        assert (report()["status"], report()["reason"]) == ("failed", "SIGTERM")
+
+    def test_a_training_inside_a_training(self, run_script):
+        """A probe that is trained in a hook is a run of its own and does not end the outer one."""
+        run_script(TRAIN.format(
+            body="def at_step_three(control):\n"
+                 "    inner = RLDKCallback(output_dir='logs', run_id='inner')\n"
+                 "    zoo.trainer('sft', 'inner', callbacks=[inner], max_steps=2, save_strategy='no').train()",
+            call="trainer.train()"))
+        assert report()["status"] == "completed" and report()["totals"]["steps"] == 6
+        assert json.loads(Path("logs/inner_final_report.json").read_text())["status"] == "completed"
+
+    def test_an_evaluation_alone(self, run_script):
+        """Without training the run is complete after each evaluation, and nothing of rldk's runs on."""
+        done = run_script(TRAIN.format(
+            body="import json, threading",
+            call="for _ in range(2):\n    trainer.evaluate()\n"
+                 "    print('status', json.load(open('logs/run_final_report.json'))['status'])\n"
+                 "print([t.name for t in threading.enumerate() if 'rldk' in t.name])"))
+        assert done.stdout.count("status completed") == 2 and "[]" in done.stdout
+        assert report()["totals"]["events"] == {"eval": 2}
+
+
+class _Walked:
+    """Stands for a trainer whose `train()` spends its time in generators, deep down."""
+
+    callback_handler = None
+
+    def train(self, seconds):
+        self.ending = Ending(lambda *end: self.ended.append(end), self)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.ended:
+            for _ in self.deep(15):
+                pass
+        self.ending.release()
+
+    def deep(self, levels):
+        if levels:
+            yield from self.deep(levels - 1)
+        else:
+            yield None
+
+
+def test_a_running_training_is_never_taken_for_a_gone_one():
+    """The stack is walked by another thread while it changes: a walk that was cut short says nothing."""
+    trainer = _Walked()
+    trainer.ended = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # as on a crowded machine: threads change places in the middle of a walk
+    try:
+        thread = threading.Thread(target=trainer.train, args=(0.5,))
+        thread.start()
+        while thread.is_alive():
+            if hasattr(trainer, "ending"):
+                trainer.ending.poll()
+    finally:
+        sys.setswitchinterval(interval)
+    assert trainer.ended == []
 
 
 KILLS = """

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import _registry
 from ..exceptions import ConfigurationError
-from ..metrics import nearest
+from ..metrics import canonical_name, nearest
 from ._base import ABSENT, FINE, WARMING, Answer, Detector, Example, Finding, State
 
 __all__ = [
@@ -39,16 +39,20 @@ def make_detectors(thresholds: Mapping[str, Any] | None = None) -> list[Detector
     """Builds the detectors of a run.
 
     Args:
-        thresholds: By detector code: a number, which is its `threshold`, or a mapping of its parameters. A single
-            parameter may also be written ``"code.parameter"``.
+        thresholds: By detector code, or by the metric that it watches first (`kl` for `kl_divergence`): a number, which
+            is its `threshold`, or a mapping of its parameters. A single parameter may also be written
+            ``"code.parameter"``.
 
     Raises:
         ConfigurationError: For an unknown code or parameter (with the nearest known one), or a value out of range.
     """
     classes = detector_classes()
     parameters: dict[str, dict[str, Any]] = {}
+    if not isinstance(thresholds, (Mapping, type(None))):
+        raise ConfigurationError(f"alert_thresholds must be a mapping of names to numbers; got {thresholds!r}")
     for key, value in (thresholds or {}).items():
         code, _, parameter = str(key).partition(".")
+        code = code if code in classes else _by_metric(classes).get(canonical_name(code), code)
         if code not in classes:
             raise ConfigurationError(
                 f"alert_thresholds: unknown threshold {key!r}.{nearest(code, list(classes))} "
@@ -72,6 +76,11 @@ def make_detectors(thresholds: Mapping[str, Any] | None = None) -> list[Detector
         for code, cls in classes.items()
         if code in parameters or not _needs_parameters(cls)
     ]
+
+
+def _by_metric(classes: Mapping[str, type[Detector]]) -> dict[str, str]:
+    """Codes of the detectors that are armed by a number, by the name of the metric that the number is about."""
+    return {cls.watches[0]: code for code, cls in classes.items() if cls.watches and _needs_parameters(cls)}
 
 
 def _parameters(cls: type[Detector]) -> dict[str, inspect.Parameter]:

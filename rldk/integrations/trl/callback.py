@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from ..._guard import Guard, guarded
 from ...checkpoints import CheckpointAnalyser
 from ...detectors import detector_classes, make_detectors
+from ...emit import check_tags
 from ...event import Alert, Event, Severity
 from ...exceptions import ConfigurationError
 from ...lifecycle import Ending, sweep
@@ -102,17 +103,17 @@ class RLDKCallback(TrainerCallback):
         self.log_interval = _steps("log_interval", log_interval, 0)
         self.jsonl_log_interval = _steps("jsonl_log_interval", jsonl_log_interval, 1)
         self.enable_jsonl_logging = enable_jsonl_logging
+        make_detectors(alert_thresholds)  # to refuse bad thresholds now, in the caller's own line
         self.alert_thresholds = dict(alert_thresholds or {})
         self.enable_resource_monitoring = enable_resource_monitoring
         self.enable_checkpoint_analysis = enable_checkpoint_analysis
         self.event_log_path = None if event_log_path is None else Path(event_log_path)
-        self.tags = tags
+        self.tags = check_tags(tags)
         self.resume = resume
         if on_alert is not None and not callable(on_alert):
             raise ConfigurationError(f"on_alert must be callable; got {on_alert!r}")
         self.on_alert = on_alert
         self.stop_on = _stop_codes(stop_on)
-        make_detectors(self.alert_thresholds)  # to refuse bad thresholds now, in the caller's own line
         self.run_id = None if run_id is None else check_run_id(run_id)
         if self.run_id is not None and resume is not True:
             check_new(self._files_of(self.run_id), self.run_id, never=resume is False)
@@ -294,6 +295,10 @@ class RLDKCallback(TrainerCallback):
 class _Active:
     """What a run needs while it is recorded; gone from copies of the callback."""
 
+    ending: Ending
+    sampler: ResourceSampler | None
+    checkpoints: CheckpointAnalyser | None
+
     def __init__(
         self, callback: RLDKCallback, args: Any, state: Any, plan: RunPlan, model: Any, training: bool
     ) -> None:
@@ -339,13 +344,11 @@ class _Active:
         self._last_log = time.perf_counter()
         self.recorder.write_report("running")
         self.ending = Ending(callback._finish, state)
-        self.sampler: ResourceSampler | None = None
+        self.sampler = None
         if callback.enable_resource_monitoring:
             self.sampler = ResourceSampler(callback.guard)
             self.sampler.start()
-        self.checkpoints: CheckpointAnalyser | None = None
-        if callback.enable_checkpoint_analysis:
-            self.checkpoints = CheckpointAnalyser(callback.guard)
+        self.checkpoints = CheckpointAnalyser(callback.guard) if callback.enable_checkpoint_analysis else None
 
     def log(self, step: int, logs: Mapping[str, Any]) -> list[Alert]:
         """Records one log call, and the checkpoints that have been analysed since the last."""
@@ -411,6 +414,8 @@ def _steps(name: str, value: Any, lowest: int) -> int:
 def _stop_codes(stop_on: str | Iterable[str] | None) -> StopRule | None:
     if stop_on is None:
         return None
+    if not isinstance(stop_on, Iterable):
+        raise ConfigurationError(f"stop_on must be a detector code or severity, or several; got {stop_on!r}")
     given = [stop_on] if isinstance(stop_on, str) else list(stop_on)
     severities = [severity.value for severity in Severity]
     known = [*severities, *detector_classes()]

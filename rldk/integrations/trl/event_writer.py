@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from ..._guard import Guard, guarded
 from ...adapters.rldk_stream import RldkStream
+from ...emit import check_tags
 from ...environment import git_commit, redact
 from ...event import Event
 from ...runfiles import check_run_id, new_run_id
@@ -53,7 +54,7 @@ class EventWriterCallback(TrainerCallback):
     ) -> None:
         self.event_log_path = Path(event_log_path)
         self.run_id = None if run_id is None else check_run_id(run_id)
-        self.tags = tags
+        self.tags = check_tags(tags)
         self.guard = Guard()
         self._given_run_id = self.run_id
         self._reader: LogReader | None = None
