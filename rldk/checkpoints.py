@@ -22,6 +22,7 @@ __all__ = ["CheckpointAnalyser", "CheckpointResult"]
 # Elements read at once, and elements of a tensor that are kept to measure change: 64 MB and 16 KB in float32.
 _SLICE = 1 << 24
 _SAMPLE = 4096
+_WAITING = 4
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*.safetensors")
 
 
@@ -42,7 +43,8 @@ class CheckpointAnalyser:
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        self._jobs: queue.Queue[tuple[int, Path] | None] = queue.Queue(maxsize=4)
+        # A simple queue, whose lock a signal handler may take again: the end of a run can come in the middle of a put.
+        self._jobs: queue.SimpleQueue[tuple[int, Path] | None] = queue.SimpleQueue()
         self._results: deque[CheckpointResult] = deque()  # its append and popleft need no lock
         self._samples: dict[str, Any] = {}
         self._thread: threading.Thread | None = None
@@ -53,9 +55,9 @@ class CheckpointAnalyser:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="rldk-checkpoints", daemon=True)
             self._thread.start()
-        try:
-            self._jobs.put_nowait((step, folder))
-        except queue.Full:
+        if self._jobs.qsize() < _WAITING:
+            self._jobs.put((step, folder))
+        else:
             self.missed += 1
 
     @property
@@ -72,10 +74,7 @@ class CheckpointAnalyser:
         """Waits for the checkpoints that were handed over, at most `limit` seconds. Returns whether all are done."""
         if self._thread is None:
             return True
-        try:
-            self._jobs.put(None, timeout=limit)
-        except queue.Full:
-            return False
+        self._jobs.put(None)
         self._thread.join(timeout=limit)
         return not self._thread.is_alive()
 

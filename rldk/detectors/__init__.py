@@ -66,6 +66,9 @@ def make_detectors(thresholds: Mapping[str, Any] | None = None) -> list[Detector
                     f"alert_thresholds: {code} has no parameter {name!r}.{nearest(str(name), list(known))} "
                     f"It takes: {', '.join(known) or 'none'}"
                 )
+        twice = set(given) & set(parameters.get(code, ()))
+        if twice:
+            raise ConfigurationError(f"alert_thresholds: {', '.join(sorted(twice))} of {code} is given twice, by {key!r} too")
         parameters.setdefault(code, {}).update(given)
     for code, given in parameters.items():
         needed = [name for name, item in _parameters(classes[code]).items() if item.default is item.empty]

@@ -52,7 +52,8 @@ def _about(model: Any) -> dict[str, Any]:
     about: dict[str, Any] = {"class": type(model).__name__}
     parameters = getattr(model, "parameters", None)
     if callable(parameters):
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters()]
+        # DeepSpeed's ZeRO-3 leaves empty parameters behind, and keeps their size beside them.
+        sizes = [(getattr(item, "ds_numel", item.numel()), item.requires_grad) for item in parameters()]
         about["parameters"] = sum(size for size, _ in sizes)
         about["trainable_parameters"] = sum(size for size, trains in sizes if trains)
     return about
