@@ -235,6 +235,8 @@ class TestConfiguration:
             ({"zero_loss.patience": 0}, ["zero_loss", "patience", "1 or more", "0"]),
             ({"zero_loss": {"patience": "3"}}, ["patience", "'3'"]),
             ({"non_finite": 1}, ["non_finite", "none"]),
+            ({"kl_divergence": 1.0, "kl_divergence.threshold": 2.0}, ["given twice", "kl_divergence"]),
+            ({"kl": 1.0, "kl_divergence": 2.0}, ["given twice", "kl_divergence"]),
         ],
         ids=str,
     )
@@ -248,7 +250,7 @@ class TestConfiguration:
         "thresholds",
         [
             {"kl_divergence": 2}, {"kl_divergence": {"threshold": 2.0}}, {"kl_divergence.threshold": 2.0},
-            {"kl_divergence": np.float64(2.0)}, {"kl_divergence": 1.0, "kl_divergence.threshold": 2.0},
+            {"kl_divergence": np.float64(2.0)}, {"kl": 2.0},
         ],
         ids=str,
     )
