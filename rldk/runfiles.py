@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .exceptions import ConfigurationError
 
-__all__ = ["RunFiles", "check_run_id", "new_run_id"]
+__all__ = ["RunFiles", "check_path", "check_run_id", "new_run_id"]
 
 MAX_RUN_ID = 128
 
@@ -65,6 +65,25 @@ def check_run_id(run_id: object) -> str:
     if not run_id.isprintable():
         raise ConfigurationError(f"run_id must hold no control characters; got {run_id!r}")
     return run_id
+
+
+def check_path(name: str, value: object, *, folder: bool = False) -> Path:
+    """Refuses what can never be the place of a file, or of a folder; whether it can be written shows later.
+
+    Args:
+        name: The parameter's name, for the message.
+        value: What the user gave.
+        folder: Whether it is to be a folder.
+
+    Raises:
+        ConfigurationError: If it is no path, empty, or a folder where a file is meant.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ConfigurationError(f"{name} must be a non-empty path; got {value!r}")
+    path = Path(value)
+    if not folder and path.is_dir():
+        raise ConfigurationError(f"{name} must be a file, and is a folder; got {str(path)!r}")
+    return path
 
 
 def new_run_id(name: str) -> str:

@@ -67,12 +67,20 @@ class TestParameters:
             ({"alert_thresholds": ["kl_divergence"]}, r"must be a mapping.*got \['kl_divergence'\]"),
             ({"tags": 5}, "tags must be a mapping or a list.*got 5"),
             ({"on_alert": "print"}, "on_alert must be callable"),
+            ({"output_dir": None}, "output_dir must be a non-empty path; got None"),
+            ({"event_log_path": ""}, "event_log_path must be a non-empty path"),
+            ({"event_log_path": "."}, "event_log_path must be a file, and is a folder"),
         ],
     )
     def test_bad_values_are_refused_at_construction(self, parameters, message):
         """The error comes at once, and shows the value and what is allowed."""
         with pytest.raises(ConfigurationError, match=message):
             RLDKCallback(**parameters)
+
+    def test_the_light_callback_refuses_a_folder(self, tmp_path):
+        """A folder is no stream; that is said at once, not after every event is lost."""
+        with pytest.raises(ConfigurationError, match="is a folder"):
+            EventWriterCallback(tmp_path)
 
     def test_nothing_is_touched_before_training(self, tmp_path):
         """Constructing the callback makes no folder and no file."""

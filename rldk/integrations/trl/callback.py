@@ -26,7 +26,7 @@ from ...metrics import nearest
 from ...recorder import Recorder
 from ...report import render_text
 from ...resources import ResourceSampler
-from ...runfiles import RunFiles, check_run_id
+from ...runfiles import RunFiles, check_path, check_run_id
 from ._manifest import build_manifest
 from ._reader import LogReader
 from ._resume import RunPlan, check_new, plan_run
@@ -70,7 +70,7 @@ class RLDKCallback(TrainerCallback):
             True allows existing files without looking for checkpoints, False never does.
 
     Raises:
-        ConfigurationError: At construction, for a bad `run_id`, an unknown threshold or detector code, or a bad
+        ConfigurationError: At construction, for a bad `run_id` or path, an unknown threshold or detector code, or a bad
             interval; the message shows the value.
         RunExistsError: At construction, if files of the given `run_id` exist and no checkpoint could be resumed from.
 
@@ -99,7 +99,7 @@ class RLDKCallback(TrainerCallback):
         stop_on: str | Iterable[str] | None = None,
         resume: bool | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir = check_path("output_dir", output_dir, folder=True)
         self.log_interval = _steps("log_interval", log_interval, 0)
         self.jsonl_log_interval = _steps("jsonl_log_interval", jsonl_log_interval, 1)
         self.enable_jsonl_logging = enable_jsonl_logging
@@ -107,7 +107,7 @@ class RLDKCallback(TrainerCallback):
         self.alert_thresholds = dict(alert_thresholds or {})
         self.enable_resource_monitoring = enable_resource_monitoring
         self.enable_checkpoint_analysis = enable_checkpoint_analysis
-        self.event_log_path = None if event_log_path is None else Path(event_log_path)
+        self.event_log_path = None if event_log_path is None else check_path("event_log_path", event_log_path)
         self.tags = check_tags(tags)
         self.resume = resume
         if on_alert is not None and not callable(on_alert):

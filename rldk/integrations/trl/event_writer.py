@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -15,7 +14,7 @@ from ...adapters.rldk_stream import RldkStream
 from ...emit import check_tags
 from ...environment import git_commit, redact
 from ...event import Event
-from ...runfiles import check_run_id, new_run_id
+from ...runfiles import check_path, check_run_id, new_run_id
 from ...sinks.jsonl import JsonlSink
 from ...timeline import resume_note
 from ._reader import LogReader
@@ -36,7 +35,7 @@ class EventWriterCallback(TrainerCallback):
         tags: Free labels, into every event's `model_info.tags`.
 
     Raises:
-        ConfigurationError: At construction, for a bad `run_id`.
+        ConfigurationError: At construction, for a bad `run_id` or path.
 
     Example:
         ```python
@@ -52,7 +51,7 @@ class EventWriterCallback(TrainerCallback):
         run_id: str | None = None,
         tags: Mapping[str, Any] | Sequence[str] | None = None,
     ) -> None:
-        self.event_log_path = Path(event_log_path)
+        self.event_log_path = check_path("event_log_path", event_log_path)
         self.run_id = None if run_id is None else check_run_id(run_id)
         self.tags = check_tags(tags)
         self.guard = Guard()
