@@ -84,6 +84,7 @@ class Alert(NamedTuple):
         advice: What to try first, in TRL's own parameter names.
         evidence: Further numbers, by name.
         resolved_step: The first step at which the state had passed; None while it lasts.
+        docs: Address of the page about this code.
     """
 
     code: str
@@ -98,6 +99,7 @@ class Alert(NamedTuple):
     advice: str
     evidence: Mapping[str, Any] = {}
     resolved_step: int | None = None
+    docs: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The alert as it stands in alerts.json: plain values, NaN and Inf as strings."""

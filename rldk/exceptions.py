@@ -3,6 +3,7 @@
     RLDKError
     |-- ConfigurationError (ValueError)    a parameter is wrong; raised at construction
     |   |-- RunExistsError                 the run's files are there already
+    |-- TrainingStopped                    `stop_on` ended a trainer that cannot be asked to stop
     |-- IngestError                        a log cannot be read back
         |-- NoLogsError (FileNotFoundError)    nothing to read where one looked
         |-- EmptyLogError (ValueError)         a file without a single readable record
@@ -21,6 +22,7 @@ __all__ = [
     "NoLogsError",
     "RLDKError",
     "RunExistsError",
+    "TrainingStopped",
     "UnknownSchemaError",
 ]
 
@@ -35,6 +37,14 @@ class ConfigurationError(RLDKError, ValueError):
 
 class RunExistsError(ConfigurationError):
     """Files of a run with this `run_id` exist, and nothing says that the run is being resumed."""
+
+
+class TrainingStopped(RLDKError):
+    """Training was ended because of an alert, as `stop_on` asked for.
+
+    Raised out of `train()` only where the trainer ignores `should_training_stop`, as TRL's PPOTrainer does. The checkpoint,
+    if one was due, has been saved, and the run's record is whole.
+    """
 
 
 class IngestError(RLDKError):

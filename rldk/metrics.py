@@ -106,7 +106,16 @@ _TABLE = (
     Metric("score_mean", "score", "", "Mean score that the reward model being trained gives."),
     Metric("score_min", "score", "", "Smallest score in the batch."),
     Metric("score_max", "score", "", "Largest score in the batch."),
+    # The set-up, measured when training begins; shown to detectors, and kept in the first event's `model_info.setup`
+    Metric("trainable_frac", "share", "low", "Share of the model's weights that are trained."),
+    Metric("uses_adapter", "0 or 1", "", "Whether the model carries a PEFT adapter."),
+    Metric("warmup_frac", "share", "high", "Warm-up steps over all steps of the run."),
+    Metric("eos_label_frac", "share", "low", "Share of the first rows, of those not cut at the length limit, whose labels hold an end token."),
+    Metric("empty_label_frac", "share", "high", "Share of the first rows that have no label: nothing is learnt from them."),
+    Metric("ref_shared_frac", "share", "high", "Share of the reference model's tensors that lie in the trained policy's memory."),
+    Metric("kto_balance", "ratio", "both", "Weighted number of desirable over undesirable rows (KTO)."),
     # Progress and speed
+    Metric("silence_s", "s", "high", "Seconds without a sign of life from the trainer; recorded only while it is silent."),
     Metric("episodes", "completions", "", "Completions sampled so far (PPO)."),
     Metric("episodes_per_second", "1/s", "low", "Completions sampled a second since the start (PPO, whole numbers)."),
     Metric("runtime", "s", "", "Duration of the evaluation."),
@@ -137,6 +146,8 @@ _TABLE = (
     Metric("param_nonfinite", "count", "high", "Weights in the checkpoint that are NaN or Inf."),
     Metric("param_update_ratio", "ratio", "both", "Norm of the change since the last checkpoint over the norm, on sampled weights."),
     Metric("param_unchanged_frac", "share", "high", "Share of tensors whose sampled weights are the same as in the last checkpoint."),
+    Metric("param_unmoved_frac", "share", "high",
+           "Share of trained tensors of which no sampled weight has changed since training began; in training events."),
     Metric("param_tensors", "count", "", "Tensors in the checkpoint."),
     Metric("checkpoint_bytes", "bytes", "", "Size of the checkpoint's weight files."),
 )

@@ -6,20 +6,18 @@ recorded stream, and gives the same alerts for the same events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ._guard import Guard
 from .detectors import FINE, WARMING, Detector, Finding
-from .event import Alert, Event
+from .event import Alert, Event, Severity
 
 __all__ = ["Monitor"]
 
-# A state that returns within this many judged events of its resolution is the same episode: values that cross a
-# threshold back and forth are one alert.
-REOPEN_WITHIN = 10
 # The list of alerts is rewritten at each alert and kept in memory, so it must end somewhere.
 MAX_ALERTS = 1_000
+_DOCS = "https://github.com/rldk/rldk/blob/main/docs/detectors/"
 
 
 class _Watch:
@@ -59,12 +57,15 @@ class Monitor:
         """Shows one event to the detectors.
 
         Returns:
-            The alerts that this event raised (`resolved_step` is None) or resolved.
+            The alerts that this event raised or made worse (`resolved_step` is None), or resolved.
         """
         phase = event.phase
+        changed: list[Alert] = []
+        setup = event.model_info.get("setup")
+        if isinstance(setup, dict):
+            changed += self.begin(setup)
         if phase not in self._by_phase:
             self._by_phase[phase] = [watch for watch in self._watches if phase in watch.detector.phases]
-        changed: list[Alert] = []
         for watch in self._by_phase[phase]:
             try:
                 answer = watch.judge(event)
@@ -86,6 +87,26 @@ class Monitor:
                 changed.append(alert)
         return changed
 
+    def begin(self, setup: Mapping[str, Any]) -> list[Alert]:
+        """Shows the detectors what was known when training began (`model_info.setup` of the run's first event).
+
+        Live this comes before the first step, in a replay with the first event that holds it, and means the same.
+
+        Args:
+            setup: `step`, `wall_time`, `trainer`, `arguments` by TRL's names, and `facts`, canonical metrics.
+
+        Returns:
+            As `observe`.
+        """
+        arguments, facts = (part if isinstance(part, dict) else {} for part in map(setup.get, ("arguments", "facts")))
+        for watch in self._watches:
+            try:
+                watch.detector.configure(arguments)
+            except Exception as error:  # noqa: BLE001  # as in observe
+                self._fail(watch, error)
+        info = {"trainer": setup.get("trainer")}
+        return self.observe(Event(setup.get("step", 0), setup.get("wall_time", 0.0), facts, "setup", model_info=info))
+
     def _fail(self, watch: _Watch, error: Exception) -> None:
         """Leaves a detector out from now on; the report names it."""
         self.guard.caught(f"detector {watch.detector.code}", error)
@@ -95,12 +116,14 @@ class Monitor:
 
     def _bad(self, watch: _Watch, finding: Finding, event: Event) -> Alert | None:
         last = watch.alert
-        if last is not None and last.resolved_step is None:
-            return None  # the episode goes on
-        if last is not None and watch.since_resolved < REOPEN_WITHIN:
-            self._keep(watch, last._replace(resolved_step=None))
-            return None
         detector = watch.detector
+        if last is not None and (last.resolved_step is None or watch.since_resolved < detector.cooldown):
+            # The episode goes on, or goes on after all: values that cross a threshold back and forth are one alert.
+            if finding.severity.rank > Severity(last.severity).rank:
+                return self._escalate(watch, last, finding, event)
+            if last.resolved_step is not None:
+                self._keep(watch, last._replace(resolved_step=None))
+            return None
         watch.fired += 1
         if len(self.alerts) < MAX_ALERTS:
             watch.index = len(self.alerts)
@@ -111,6 +134,17 @@ class Monitor:
         alert = Alert(
             detector.code, detector.title, finding.severity.value, event.step, event.wall_time, finding.metric,
             finding.value, finding.threshold, finding.message, detector.advice, finding.evidence,
+            docs=f"{_DOCS}{detector.code}.md",
+        )
+        self._keep(watch, alert)
+        return alert
+
+    def _escalate(self, watch: _Watch, last: Alert, finding: Finding, event: Event) -> Alert:
+        """The episode got worse: the same alert, from where it began, in the words of what is seen now."""
+        evidence = {**finding.evidence, "escalated_from": last.severity, "escalated_at": event.step}
+        alert = last._replace(
+            severity=finding.severity.value, metric=finding.metric, value=finding.value, threshold=finding.threshold,
+            message=finding.message, evidence=evidence, resolved_step=None,
         )
         self._keep(watch, alert)
         return alert

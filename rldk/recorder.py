@@ -7,6 +7,7 @@ callback, offline by `rldk.rebuild`, by hand by a logger.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -83,6 +84,10 @@ class Recorder:
         watched = {self._stream, console if console_interval else None}
         self._live: list[Sink] = [sink for sink in self._sinks if sink in watched]
         self._held: list[Event] = []
+        self._setup: Mapping[str, Any] | None = None
+        self._first_notes: tuple[str, ...] = ()
+        # The watch for silence records from its own thread. A signal may end the run in the middle of a record.
+        self._one_at_a_time = threading.RLock()
 
     def replay(self, events: Iterable[Event]) -> None:
         """Takes the earlier events of a resumed run into detectors and summary, without writing them again.
@@ -97,16 +102,36 @@ class Recorder:
         if not replayed:
             self.monitor.alerts.extend(read_alerts(self.files.alerts))
 
+    def begin(self, setup: Mapping[str, Any]) -> list[Alert]:
+        """Judges what is known as training begins (`Monitor.begin`). It is written with the first event.
+
+        Returns:
+            The alerts that it raised.
+        """
+        with self._one_at_a_time:
+            changed = self.monitor.begin(setup)
+            self._setup = setup
+            self._first_notes = _messages(changed)
+            self._announce(changed)
+        return changed
+
     def record(self, event: Event) -> list[Alert]:
         """Takes one event.
 
         Returns:
-            The alerts that it raised or resolved.
+            The alerts that it raised, made worse or resolved.
         """
+        with self._one_at_a_time:
+            return self._record(event)
+
+    def _record(self, event: Event) -> list[Alert]:
         changed = self.monitor.observe(event)
         if changed:
-            raised = tuple(alert.message for alert in changed if alert.resolved_step is None)
-            event = event._replace(notes=event.notes + raised)
+            event = event._replace(notes=event.notes + _messages(changed))
+        if self._setup is not None:
+            info = {**event.model_info, "setup": self._setup}
+            event = event._replace(model_info=info, notes=self._first_notes + event.notes)
+            self._setup = None
         self._held.append(event)
         if len(self._held) >= _EVENTS_HELD:
             self._pass_on()
@@ -118,12 +143,15 @@ class Recorder:
                 self._disk_trouble(error)
             except Exception as error:  # noqa: BLE001  # a bug in a sink; counted and named in the report
                 self.guard.caught(f"sink {type(sink).__name__}", error)
+        self._announce(changed)
+        return changed
+
+    def _announce(self, changed: list[Alert]) -> None:
         if self._alerts_file.behind:
             self._attempt(self._alerts_file, self._alerts_file.update)
         for alert in changed:
             for sink in self._sinks:
                 self._attempt(sink, sink.alert, alert)
-        return changed
 
     def _pass_on(self) -> None:
         """Gives the held events to those that nobody watches live: in batches they cost the training step little."""
@@ -183,3 +211,8 @@ class Recorder:
         if self._alerts_file.behind:
             self._attempt(self._alerts_file, self._alerts_file.update)
         return self.write_report(status, reason)
+
+
+def _messages(changed: Iterable[Alert]) -> tuple[str, ...]:
+    """What the event's notes say of the alerts that were raised or made worse."""
+    return tuple(alert.message for alert in changed if alert.resolved_step is None)

@@ -1,6 +1,6 @@
 """Generates the pages of docs/ that are tables of what the code knows.
 
-    python scripts/docs.py            writes docs/metrics.md, docs/detectors.md and docs/matrix.md
+    python scripts/docs.py            writes docs/metrics.md, docs/detectors.md, docs/detectors/*.md and docs/matrix.md
     python scripts/docs.py --check    writes nothing; exit status 1, naming the stale pages, if any is
 
 The pages come from `rldk.metrics`, `rldk.vocabulary`, the docstrings in `rldk.detectors`, and docs/matrix/*.json, which
@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from packaging.version import Version
@@ -38,6 +39,10 @@ GROUPS = (
     ("Trainers on preferences", ("dpo", "kto", "orpo", "cpo")),
     ("Supervised fine-tuning and reward models", ("sft", "reward")),
 )
+PHASES = {
+    "setup": "what is known before the first step", "train": "training logs", "eval": "evaluations",
+    "checkpoint": "checkpoints",
+}
 HEADINGS = ("What it sees", "Why it matters", "When it fires", "What to do", "False alarms", "Sources")
 
 
@@ -166,45 +171,51 @@ def parameter_rows(detector: type[Detector], described: dict[str, str]) -> str:
         inherited.update(re.findall(r"^    (\w+): (.+)$", arguments, flags=re.MULTILINE))
     rows = []
     for name, item in inspect.signature(detector).parameters.items():
-        default = "none: it is armed by giving it" if item.default is item.empty else code(repr(item.default))
+        default = code(repr(item.default))
         rows.append((code(f"{detector.code}.{name}"), default, described.get(name) or inherited.get(name, "")))
     return table(("parameter", "default", "meaning"), rows) if rows else "No parameters.\n"
 
 
 def detectors_page() -> str:
-    """docs/detectors.md."""
-    classes = detector_classes().values()
-    parts = [
-        "# Detectors\n\n" + NOTICE,
-        "What rldk watches for. A detector whose parameter has no default is armed only if you give it a number in "
-        "`alert_thresholds`; the others always are. See [Configuration](configuration.md#thresholds).\n",
-        table(
-            ("code", "name", "armed"),
-            (
-                (
-                    f"[`{detector.code}`](#{detector.code})", detector.title,
-                    "if you set its threshold"
-                    if any(item.default is item.empty for item in inspect.signature(detector).parameters.values())
-                    else "always",
-                )
-                for detector in classes
-            ),
-        ),
-    ]
-    for detector in classes:
-        about, sections, described = read_docstring(detector)
-        watches = ", ".join(map(code, detector.watches)) or "every metric"
-        phases = ", ".join(sorted(detector.phases, key=("train", "eval", "checkpoint", "summary").index))
-        parts.append(
-            f"## {detector.code}\n\n**{detector.title}.** {about}\n\n"
-            + "".join(f"- **{heading}**: {sections[heading]}\n" for heading in HEADINGS)
-            + f"- **Watches**: {watches}, in events of the phase {phases}.\n"
-            + (f"- **Needs**: {detector.needs}.\n" if detector.needs else "")
-            + f"- **With `stop_on`**: {'asks for a checkpoint first' if detector.weights_are_sound else 'stops without a checkpoint, whose weights would be worth nothing'}.\n"
-            + f"- **The alert's advice**: {detector.advice}\n\n"
-            + parameter_rows(detector, described)
+    """docs/detectors.md: the list."""
+    rows = []
+    for detector in detector_classes().values():
+        about, _, _ = read_docstring(detector)
+        watches = ", ".join(map(code, detector.watches[:4])) + (", ..." if len(detector.watches) > 4 else "")
+        rows.append((f"[`{detector.code}`](detectors/{detector.code}.md)", about, watches or "every metric"))
+    return "\n".join(
+        (
+            "# Detectors\n\n" + NOTICE,
+            "What rldk watches for. All are armed; each judges only what the trainer logs, and the report's `coverage` says "
+            "which of them could judge. How often they are right, and how often wrong, is in [Benchmark](benchmark.md); what an "
+            "alert looks like is in [What an alert looks like](alerts.md).\n",
+            table(("code", "what it says", "watches"), rows),
         )
-    return "\n".join(parts)
+    )
+
+
+def detector_page(detector: type[Detector]) -> str:
+    """docs/detectors/<code>.md."""
+    about, sections, described = read_docstring(detector)
+    watches = ", ".join(map(code, detector.watches)) or "every metric"
+    phases = [PHASES[phase] for phase in PHASES if phase in detector.phases]
+    checkpoint = (
+        "asks for a checkpoint first" if detector.weights_are_sound
+        else "stops without a checkpoint, whose weights would be worth nothing"
+    )
+    return (
+        f"# {detector.code}\n\n{NOTICE}\n**{detector.title}.** {about}\n\n"
+        + "".join(f"## {heading}\n\n{sections[heading]}\n\n" for heading in HEADINGS)
+        + "## How it works with the rest\n\n"
+        + f"- Watches {watches}, in {' and '.join(phases)}. See [Metrics](../metrics.md).\n"
+        + (f"- Needs: {detector.needs}.\n" if detector.needs else "")
+        + f"- One alert an episode: what returns within {detector.cooldown} judged logs of its end is the same episode.\n"
+        + f"- With `stop_on`: {checkpoint}.\n"
+        + f"- The alert's advice: {detector.advice}\n\n"
+        + "## Parameters\n\n"
+        + parameter_rows(detector, described)
+        + "\nAll detectors: [Detectors](../detectors.md).\n"
+    )
 
 
 # matrix.md
@@ -276,15 +287,21 @@ def matrix_page() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics_page, "detectors.md": detectors_page, "matrix.md": matrix_page,
+    **{f"detectors/{name}.md": partial(detector_page, cls) for name, cls in detector_classes().items()},
 }
 
 
 def stale() -> list[str]:
-    """Names of the pages whose file is not what would be generated now."""
+    """Names of the pages whose file is not what would be generated now, or that nothing generates any more."""
     return [
         name for name, page in PAGES.items()
         if not (DOCS / name).is_file() or (DOCS / name).read_text(encoding="utf-8") != page()
-    ]
+    ] + [f"detectors/{path.name}" for path in _left_over()]
+
+
+def _left_over() -> list[Path]:
+    """Pages of detectors that are no more."""
+    return [path for path in (DOCS / "detectors").glob("*.md") if path.stem not in detector_classes()]
 
 
 def main(arguments: list[str]) -> int:
@@ -293,6 +310,9 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     if not arguments:
+        (DOCS / "detectors").mkdir(exist_ok=True)
+        for path in _left_over():
+            path.unlink()
         for name, page in PAGES.items():
             (DOCS / name).write_text(page(), encoding="utf-8")
         return 0

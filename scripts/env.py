@@ -94,7 +94,9 @@ def environment(name: str, *versions: str) -> Path:
         return make(name, [TORCH, *matrix["newest"]["install"], "-e", "."], [str(newest)], layer)
     tests = [TORCH, "-e", ".[test]"]
     if name == "test":
-        return make(name, [*matrix["newest"]["install"], *tests], [str(newest)], layer)
+        # The trackers are tested here only: the same code speaks to them whatever the TRL.
+        everything = [TORCH, "-e", ".[test,test-trackers]"]
+        return make(name, [*matrix["newest"]["install"], *everything], [str(newest)], layer)
     if name in matrix:
         row = matrix[name]
         return make(name, [*row["install"], *tests], [str(SPECS / row["constraints"])], layer)

@@ -21,7 +21,7 @@ ROWS = (
     ("event", "metrics"),
     ("vocabulary", "detectors"),
     ("_files", "emit", "sinks", "summary", "report", "runfiles", "environment"),
-    ("monitor", "alerts_file", "recorder", "resources", "checkpoints", "lifecycle", "timeline"),
+    ("monitor", "alerts_file", "recorder", "resources", "checkpoints", "lifecycle", "timeline", "silence"),
     ("adapters",),
     ("frame", "ingest", "rebuild", "integrations"),
 )

@@ -1,7 +1,7 @@
 """Detectors, found by discovery: a new illness is a new file here.
 
-`make_detectors` builds the set for a run from the user's `alert_thresholds`. A detector that needs a threshold from
-the user (`needs_threshold`) is armed only if there is one.
+`make_detectors` builds the set for a run from the user's `alert_thresholds`. All are armed; a `threshold` that the user
+gives to one of the four that take it is absolute and replaces that detector's calibrated rule.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def make_detectors(thresholds: Mapping[str, Any] | None = None) -> list[Detector
 
 
 def _by_metric(classes: Mapping[str, type[Detector]]) -> dict[str, str]:
-    """Codes of the detectors that are armed by a number, by the name of the metric that the number is about."""
-    return {cls.watches[0]: code for code, cls in classes.items() if cls.watches and _needs_parameters(cls)}
+    """Codes of the detectors that take an absolute threshold, by the name of the metric that it is about."""
+    return {cls.watches[0]: code for code, cls in classes.items() if "threshold" in _parameters(cls)}
 
 
 def _parameters(cls: type[Detector]) -> dict[str, inspect.Parameter]:

@@ -9,10 +9,14 @@ A detector judges; it does not speak. For each event it answers with one of
 
 `rldk.monitor` turns the answers into alerts: one on the way into a bad state, and its resolution on the way out. So a
 detector holds its statistics and nothing else: no I/O, no clock, no raw names, constant memory.
+
+What a run's set-up says (the trainer's arguments) comes once, in the event that is recorded when training begins, by
+`configure`; a stream without one (a converted log) has none, and a detector must do without.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -61,11 +65,19 @@ Answer = State | Finding
 
 
 class Example(NamedTuple):
-    """A stream of metrics by step, and the steps at which the detector must raise its alert (none: a healthy one)."""
+    """A stream of metrics by step, and the steps at which the detector must raise its alert (none: a healthy one).
+
+    Attributes:
+        about: What it shows.
+        metrics: One row a step, from step 1.
+        raised_at: The steps.
+        arguments: The trainer's, for `configure`.
+    """
 
     about: str
     metrics: list[dict[str, float]]
     raised_at: list[int]
+    arguments: Mapping[str, Any] = {}
 
 
 class Detector(ABC):
@@ -80,8 +92,9 @@ class Detector(ABC):
         watches: Canonical names, any of which makes it judge an event; empty for all.
         needs: What it must have seen before it can judge, for the report of one that never could.
         advice: What to try first, in TRL's parameter names.
-        phases: Phases of events that it is shown.
+        phases: Phases of events that it is shown; `setup` stands for what is known before the first step.
         weights_are_sound: Whether the weights are still worth a checkpoint when it fires.
+        cooldown: Judged events after a resolution within which the same state is the same episode.
     """
 
     code: ClassVar[str]
@@ -91,10 +104,22 @@ class Detector(ABC):
     advice: ClassVar[str] = ""
     phases: ClassVar[frozenset[str]] = frozenset({"train"})
     weights_are_sound: ClassVar[bool] = True
+    cooldown: ClassVar[int] = 10
 
     @abstractmethod
     def judge(self, event: Event) -> Answer:
         """Takes one event into its statistics and answers for it."""
+
+    def configure(self, arguments: Mapping[str, Any]) -> None:
+        """Takes note of the trainer's arguments, by TRL's own names; called before the run's first log, if at all."""
+
+    def parameters(self) -> dict[str, Any]:
+        """The values that it was built with, by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def reset(self) -> None:
+        """Forgets all that it has seen."""
+        self.__dict__ = type(self)(**self.parameters()).__dict__
 
     @classmethod
     def examples(cls) -> Iterator[Example]:

@@ -1,4 +1,4 @@
-"""What the four documented thresholds share: a metric above a number that the user gave, in the trainer's own unit."""
+"""What the four documented thresholds share: a number that the user gives is absolute and wins over the calibrated rule."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ._base import ABSENT, FINE, WARMING, Answer, Detector, Finding, number_para
 
 
 class ThresholdDetector(Detector):
-    """A metric above a fixed number. Armed only if the user gives the number.
+    """A metric above the user's number or, without one, a rule calibrated on real runs.
 
     Args:
-        threshold: Above it the alert is raised, in the trainer's own unit.
+        threshold: Above it the alert is raised, in the trainer's own unit. None, the default, for the calibrated rule.
 
     Raises:
         ConfigurationError: If the threshold is no number in the metric's range.
@@ -21,11 +21,15 @@ class ThresholdDetector(Detector):
 
     highest: ClassVar[float] = float("inf")
 
-    def __init__(self, *, threshold: float) -> None:
-        self.threshold = number_parameter(self.code, "threshold", threshold, low=0.0, high=self.highest)
+    def __init__(self, *, threshold: float | None = None) -> None:
+        self.threshold = threshold
+        if threshold is not None:
+            self.threshold = number_parameter(self.code, "threshold", threshold, low=0.0, high=self.highest)
 
     def judge(self, event: Event) -> Answer:
-        """Finds the first watched metric that the event has above the threshold."""
+        """Holds the event against the user's number, if there is one."""
+        if self.threshold is None:
+            return self.calibrated(event)
         metrics = event.metrics
         for name in self.watches:
             value = metrics.get(name)
@@ -36,4 +40,8 @@ class ThresholdDetector(Detector):
                     message = f"{name} is {number(value)}, above the threshold of {number(self.threshold)} that you set."
                     return Finding(name, value, self.threshold, message, Severity.WARNING)
                 return FINE
+        return ABSENT
+
+    def calibrated(self, event: Event) -> Answer:
+        """Judges by the rule that needs no number from the user."""
         return ABSENT

@@ -55,6 +55,11 @@ class LogReader:
         self._model_info = {**self._given_info, "trainer": family}
 
     @property
+    def model_info(self) -> Mapping[str, Any]:
+        """What stands in every event's `model_info`."""
+        return self._model_info
+
+    @property
     def trainer(self) -> str:
         """The trainer's family."""
         return self.vocabulary.family.name

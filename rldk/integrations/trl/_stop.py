@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ...detectors import detector_classes
 from ...event import Alert, Severity
 
-__all__ = ["StopRule", "several_processes", "stop"]
+__all__ = ["StopRule", "ignores_stop", "several_processes", "stop"]
 
 _STOP, _SAVE_AND_STOP = 1, 2
 
@@ -63,6 +63,13 @@ def stop(wish: int, args: Any, control: Any) -> bool:
     if wish == _SAVE_AND_STOP:
         control.should_save = True
     return True
+
+
+def ignores_stop(args: Any) -> bool:
+    """Whether the trainer of these arguments never looks at `should_training_stop`: TRL's own PPOTrainer, in all versions."""
+    return any(
+        ancestor.__name__ == "PPOConfig" and ancestor.__module__.split(".")[0] == "trl" for ancestor in type(args).__mro__
+    )
 
 
 def several_processes(args: Any) -> bool:

@@ -19,18 +19,21 @@ from ..._guard import Guard, guarded
 from ...checkpoints import CheckpointAnalyser
 from ...detectors import detector_classes, make_detectors
 from ...emit import check_tags
-from ...event import Alert, Event, Severity
-from ...exceptions import ConfigurationError
+from ...event import Alert, Event, Severity, timestamp
+from ...exceptions import ConfigurationError, TrainingStopped
 from ...lifecycle import Ending, sweep
 from ...metrics import nearest
 from ...recorder import Recorder
 from ...report import render_text
 from ...resources import ResourceSampler
 from ...runfiles import RunFiles, check_path, check_run_id
+from ...silence import Silence
 from ._manifest import build_manifest
 from ._reader import LogReader
 from ._resume import RunPlan, check_new, plan_run
-from ._stop import StopRule, several_processes, stop
+from ._setup import LabelPeek, facts_of, judged_arguments, trainer_of
+from ._stop import StopRule, ignores_stop, several_processes, stop
+from ._weights import WeightWatch
 
 __all__ = ["RLDKCallback"]
 
@@ -61,11 +64,13 @@ class RLDKCallback(TrainerCallback):
             thread, at a bounded memory.
         event_log_path: The event stream's file, if it is not to be in `output_dir`.
         tags: Free labels, into every event's `model_info.tags`.
-        on_alert: Called with each `rldk.event.Alert` as it is raised, and whenever it has resolved: more than once if
-            the state came back within a few events, which is the same alert.
+        on_alert: Called with each `rldk.event.Alert` as it is raised, when it gets worse (`severity` is higher), and
+            whenever it has resolved: more than once if the state came back within a few events, which is the same
+            alert. An alert about a stall comes from another thread, since the training's own hangs.
         stop_on: Detector codes and severities (that one and worse) on which training is stopped, after asking for a
             checkpoint where the weights are still worth one. With several processes, all stop after the next step.
-            TRL's PPO ignores the request.
+            TRL's PPOTrainer cannot be asked: its `train()` ends with `rldk.exceptions.TrainingStopped`, after the
+            checkpoint.
         resume: Whether `run_id` names a run that is being resumed. By default this is told by the trainer's state;
             True allows existing files without looking for checkpoints, False never does.
 
@@ -120,6 +125,7 @@ class RLDKCallback(TrainerCallback):
         self._given_run_id = self.run_id
         self.guard = Guard()
         self._wish = 0  # to stop, as of StopRule.wish
+        self._leaving = False
         self._given_up = False
         self._active: _Active | None = None
 
@@ -167,15 +173,26 @@ class RLDKCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the run, or goes on with it after a resume."""
         if state.is_world_process_zero:
-            self._begin(args, state, kwargs.get("model"), training=True)
+            self._begin(args, state, kwargs, training=True)
+            active = self._active
+            if active is not None:
+                self._act(args, control, active, active.judge_setup(args, state, kwargs))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Notes when a step ended, to tell training time from evaluating and saving."""
         # Not guarded as a whole, since this runs at every step: the first part cannot fail, the second is guarded.
         if self._active is not None:
-            self._active.step_ended = time.perf_counter()
+            self._active.step_ended = self._active.silence.beat = time.perf_counter()
         if self.stop_on is not None:
             self._stop_together(args, control)
+            self._leave(args, control)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A sign of life."""
+        if self._active is not None:
+            self._active.silence.beat = time.perf_counter()
+
+    on_prediction_step = on_substep_end
 
     @guarded
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -193,7 +210,7 @@ class RLDKCallback(TrainerCallback):
             return
         try:  # and not @guarded: this is the hot path, and handing the keywords on costs as much as a detector
             if self._active is None:
-                self._begin(args, state, kwargs.get("model"), training=False)
+                self._begin(args, state, kwargs, training=False)
             active = self._active
             assert active is not None
             changed = active.log(state.global_step, logs)
@@ -205,9 +222,14 @@ class RLDKCallback(TrainerCallback):
         except Exception as error:  # noqa: BLE001  # nothing of rldk's may reach the training loop
             self.guard.caught("on_log", error)
 
-    @guarded
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hands the checkpoint over to be analysed."""
+        self._saved(args, state)
+        if self.stop_on is not None:
+            self._leave(args, control)
+
+    @guarded
+    def _saved(self, args: Any, state: Any) -> None:
         active = self._active
         if active is None or active.closed:
             return
@@ -231,7 +253,7 @@ class RLDKCallback(TrainerCallback):
     def _files_of(self, run_id: str) -> RunFiles:
         return RunFiles.of(self.output_dir, run_id, self.event_log_path)
 
-    def _begin(self, args: Any, state: Any, model: Any, *, training: bool) -> None:
+    def _begin(self, args: Any, state: Any, hook: Mapping[str, Any], *, training: bool) -> None:
         before = self._active
         if before is not None and not before.training and training and state.global_step == 0:
             before.open(self, state, training=True)  # evaluated first, trained now: one run
@@ -241,7 +263,7 @@ class RLDKCallback(TrainerCallback):
         self._given_up = True  # unless what follows works: a run that cannot begin is not tried again at each log
         plan = plan_run(args, state, self.output_dir, self._given_run_id, self._files_of, self.resume)
         self.run_id = plan.run_id
-        self._active = _Active(self, args, state, plan, model, training)
+        self._active = _Active(self, args, state, plan, hook.get("model"), training)
         self._given_up = False
         if before is not None:
             # A second train() on one trainer: its token count goes on where it was.
@@ -278,6 +300,20 @@ class RLDKCallback(TrainerCallback):
     def _stop(self, args: Any, control: Any) -> None:
         if stop(self._wish, args, control):
             self._wish = 0
+            self._leaving = ignores_stop(args)
+
+    def _leave(self, args: Any, control: Any) -> None:
+        """Ends a trainer that cannot be asked: raised out of its loop, once the checkpoint that was asked for is there.
+
+        The one exception of rldk's that reaches a training loop, since the user asked for the stop.
+        """
+        if self._leaving and not control.should_save:
+            self._leaving = False
+            reason = (self._active.stop_reason if self._active else None) or "stop_on, on another process"
+            self._finish("stopped", reason)
+            raise TrainingStopped(
+                f"rldk ended training ({reason}). TRL's PPOTrainer ignores a request to stop, so train() ends with this"
+            )
 
     @guarded
     def _finish(self, status: str, reason: str | None = None) -> None:
@@ -296,6 +332,7 @@ class _Active:
     """What a run needs while it is recorded; gone from copies of the callback."""
 
     ending: Ending
+    silence: Silence
     sampler: ResourceSampler | None
     checkpoints: CheckpointAnalyser | None
 
@@ -303,16 +340,21 @@ class _Active:
         self, callback: RLDKCallback, args: Any, state: Any, plan: RunPlan, model: Any, training: bool
     ) -> None:
         self._plan = plan
+        self._callback = callback
+        self.weights: WeightWatch | None = None
+        self.labels: LabelPeek | None = None
         self.closed = True
         self.step_ended = time.perf_counter()
         self.stop_reason: str | None = None
         guard = callback.guard
+        detectors = make_detectors(callback.alert_thresholds)
+        self._patience = next((item.parameters()["floor"] for item in detectors if item.code == "stall"), 300.0)
         self.reader = LogReader(args, plan.model_info(callback.tags), plan.wall_time)
         self.reader.tokens = float(plan.tokens)
         self.recorder = Recorder(
             plan.run_id,
             plan.files,
-            make_detectors(callback.alert_thresholds),
+            detectors,
             guard=guard,
             trainer=self.reader.trainer,
             jsonl_interval=callback.jsonl_log_interval if callback.enable_jsonl_logging else 0,
@@ -338,43 +380,77 @@ class _Active:
         """Starts what runs beside the trainer; a second time, if one that was only evaluated begins to train."""
         if not self.closed:
             self.ending.release()
+            self.silence.stop()
             if self.sampler is not None:
                 self.sampler.stop()
         self.training, self.closed = training, False
         self._last_log = time.perf_counter()
         self.recorder.write_report("running")
         self.ending = Ending(callback._finish, state)
+        self.silence = Silence(self._patience, self._silent, callback.guard)
         self.sampler = None
         if callback.enable_resource_monitoring:
             self.sampler = ResourceSampler(callback.guard)
             self.sampler.start()
         self.checkpoints = CheckpointAnalyser(callback.guard) if callback.enable_checkpoint_analysis else None
 
+    def judge_setup(self, args: Any, state: Any, hook: Mapping[str, Any]) -> list[Alert]:
+        """Judges what is known before the first step, and takes a sample of the weights."""
+        guard, model = self._callback.guard, hook.get("model")
+        facts = guard.call("set-up", facts_of, args, state, self.reader.trainer, hook, trainer_of(state), guard) or {}
+        self.weights = guard.call("sample of the weights", WeightWatch, model, state.global_step) if model is not None else None
+        if self.reader.trainer == "sft" and "empty_label_frac" not in facts and not getattr(args, "torch_compile", False):
+            self.labels = guard.call("look at the labels", LabelPeek, args, hook)
+        setup = {
+            "step": state.global_step,
+            "wall_time": round(self.reader.now(), 6),
+            "trainer": self.reader.trainer,
+            "arguments": judged_arguments(self.reader.arguments, state),
+            "facts": facts,
+        }
+        self.silence.beat = time.perf_counter()
+        return self.recorder.begin(setup)
+
+    def _silent(self, seconds: float, where: str) -> None:
+        """Records that nothing has been heard for so long; called from the watching thread."""
+        reader = self.reader
+        event = Event(
+            self._last_step, reader.now(), {"silence_s": seconds}, "train", {}, {}, reader.model_info,
+            (f"no sign of life for {seconds:.0f} s; the training thread is in {where}",), timestamp(time.time()),
+        )
+        self._callback._tell(self.recorder.record(event))
+
     def log(self, step: int, logs: Mapping[str, Any]) -> list[Alert]:
         """Records one log call, and the checkpoints that have been analysed since the last."""
         changed = self.analysed() if self.checkpoints is not None and self.checkpoints.ready else []
         sampled = self.sampler.take() if self.sampler is not None else None
         event = self.reader.event(step, logs, sampled)
-        if self.sampler is not None and event.phase == "train":
-            self._add_rates(step, event)
+        if event.phase == "train":
+            metrics: dict[str, Any] = event.metrics  # type: ignore[assignment]  # ours, and not yet seen by anyone
+            if self.labels is not None:
+                metrics.update(self._callback.guard.call("look at the labels", self.labels.end) or {})
+                self.labels = None
+            if self.weights is not None and self.weights.due is not None and step >= self.weights.due:
+                metrics.update(self._callback.guard.call("look at the weights", self.weights.look, step) or {})
+            if self.sampler is not None:
+                self._add_rates(step, event, metrics)
         return changed + self.recorder.record(event)
 
-    def _add_rates(self, step: int, event: Event) -> None:
+    def _add_rates(self, step: int, event: Event, metrics: dict[str, Any]) -> None:
         """Rows and tokens a second of training; evaluating and saving do not count."""
         now = time.perf_counter()
         seconds = now - self._last_log - self._paused
         steps = step - self._last_step
         if seconds > 0 and steps > 0:
-            rates: dict[str, Any] = event.metrics  # type: ignore[assignment]  # ours, and not yet seen by anyone
-            rates["samples_per_second"] = steps * self._rows_a_step / seconds
+            metrics["samples_per_second"] = steps * self._rows_a_step / seconds
             tokens = event.data_slice.get("tokens_in")
             if tokens:
-                rates["tokens_per_second"] = tokens / seconds
+                metrics["tokens_per_second"] = tokens / seconds
         self._last_step, self._last_log, self._paused = step, now, 0.0
 
     def pause(self) -> None:
         """Something other than training ends now; it began after the last step, or the last pause."""
-        now = time.perf_counter()
+        now = self.silence.beat = time.perf_counter()
         self._paused += now - max(self.step_ended, self._last_log)
         self.step_ended = now
 
@@ -390,6 +466,10 @@ class _Active:
         """Ends threads, records what is left, and writes the report."""
         self.closed = True
         self.ending.release()
+        self.silence.stop()
+        self.weights = None
+        if self.labels is not None:
+            self._callback.guard.call("look at the labels", self.labels.end)
         if self.sampler is not None:
             self.sampler.stop()
             self.sampler = None
