@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._fixtures import ARMED, Hooks, event_line, floor_1
+from ._fixtures import Hooks, event_line, floor_1
 from ._measure import in_turns
 from ._rows import Row
 
@@ -21,7 +21,7 @@ def rows(quick: bool) -> Iterator[Row]:
         folder = Path(name)
         stream = folder / "light_events.jsonl"
         light = Hooks(EventWriterCallback(stream), folder, whole_step=False)
-        full = Hooks(RLDKCallback(folder / "full", alert_thresholds=ARMED), folder, whole_step=True)
+        full = Hooks(RLDKCallback(folder / "full"), folder, whole_step=True)
         events = []
         for _ in light.logs:
             light.step()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._fixtures import ARMED, Hooks
+from ._fixtures import Hooks
 from ._measure import in_child, resident_memory
 from ._rows import Row
 
@@ -28,11 +28,11 @@ def processor_seconds() -> float:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        warm = Hooks(RLDKCallback(folder / "warm", alert_thresholds=ARMED), folder, whole_step=True)
+        warm = Hooks(RLDKCallback(folder / "warm"), folder, whole_step=True)
         warm.step()
         warm.end()
         began = time.process_time()
-        hooks = Hooks(RLDKCallback(folder / "logs", alert_thresholds=ARMED), folder, whole_step=True)
+        hooks = Hooks(RLDKCallback(folder / "logs"), folder, whole_step=True)
         for step in range(1, _STEPS + 1):
             if step % _NAN_EVERY == 0:
                 good = hooks.logs[(step - 1) % len(hooks.logs)]
@@ -53,7 +53,7 @@ def memory_growth(steps: int) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        hooks = Hooks(RLDKCallback(folder / "logs", alert_thresholds=ARMED), folder, whole_step=True)
+        hooks = Hooks(RLDKCallback(folder / "logs"), folder, whole_step=True)
         for _ in range(_BASE):
             hooks.step()
         before = resident_memory()
@@ -75,7 +75,7 @@ def lost_to_kill(rounds: int) -> dict[str, int]:
             folder = Path(name)
             child = os.fork()
             if child == 0:
-                _record_forever(RLDKCallback(folder / "logs", run_id="killed", alert_thresholds=ARMED), folder)
+                _record_forever(RLDKCallback(folder / "logs", run_id="killed"), folder)
             while not (folder / "returned").exists():
                 time.sleep(0.01)
             time.sleep(rng.uniform(0.05, 0.5))

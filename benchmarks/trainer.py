@@ -20,7 +20,7 @@ from trl import GRPOConfig
 
 from rldk import EventWriterCallback, RLDKCallback
 
-from ._fixtures import ARMED, floor_1, logs_of_grpo
+from ._fixtures import floor_1, logs_of_grpo
 from ._measure import percentile
 from ._rows import Row
 
@@ -114,7 +114,7 @@ def rows(quick: bool) -> Iterator[Row]:
         times = _train(folder, 240 if quick else 2400, {
             "floor": _Floor(folder / "floor.jsonl", events),
             "light": EventWriterCallback(folder / "light_events.jsonl"),
-            "full": RLDKCallback(folder / "full", alert_thresholds=ARMED),
+            "full": RLDKCallback(folder / "full"),
         })
     medians = {subject: statistics.median(values) for subject, values in times.items()}
     tails = {subject: percentile(values, 0.99) for subject, values in times.items()}

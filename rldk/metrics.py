@@ -143,7 +143,7 @@ _TABLE = (
     Metric("gpu_memory_peak_frac", "share", "high", "Largest share of the memory in use on one of this process's GPUs."),
     # Checkpoints
     Metric("param_norm", "L2 norm", "both", "Norm of all weights in the checkpoint."),
-    Metric("param_nonfinite", "count", "high", "Weights in the checkpoint that are NaN or Inf."),
+    Metric("param_nonfinite", "count", "high", "Weights that are NaN or Inf: in the checkpoint, or in the model of a run that died."),
     Metric("param_update_ratio", "ratio", "both", "Norm of the change since the last checkpoint over the norm, on sampled weights."),
     Metric("param_unchanged_frac", "share", "high", "Share of tensors whose sampled weights are the same as in the last checkpoint."),
     Metric("param_unmoved_frac", "share", "high",

@@ -17,6 +17,8 @@ __all__ = ["Monitor"]
 
 # The list of alerts is rewritten at each alert and kept in memory, so it must end somewhere.
 MAX_ALERTS = 1_000
+# Shapes of events that are remembered: a run has a handful, and a stream with ever new names must not fill the memory.
+_ROUTES = 64
 _DOCS = "https://github.com/rldk/rldk/blob/main/docs/detectors/"
 
 
@@ -51,7 +53,7 @@ class Monitor:
         self.revision = 0  # changes whenever `alerts` does
         self.dropped_alerts = 0
         self._watches = [_Watch(detector) for detector in detectors]
-        self._by_phase: dict[str, list[_Watch]] = {}
+        self._routes: dict[tuple[str, ...], list[_Watch]] = {}
 
     def observe(self, event: Event) -> list[Alert]:
         """Shows one event to the detectors.
@@ -59,14 +61,12 @@ class Monitor:
         Returns:
             The alerts that this event raised or made worse (`resolved_step` is None), or resolved.
         """
-        phase = event.phase
         changed: list[Alert] = []
         setup = event.model_info.get("setup")
         if isinstance(setup, dict):
             changed += self.begin(setup)
-        if phase not in self._by_phase:
-            self._by_phase[phase] = [watch for watch in self._watches if phase in watch.detector.phases]
-        for watch in self._by_phase[phase]:
+        shape = (event.phase, *event.metrics)
+        for watch in self._routes.get(shape) or self._route(shape):
             try:
                 answer = watch.judge(event)
             except Exception as error:  # noqa: BLE001  # a detector that fails must not take the others, or the run, with it
@@ -111,8 +111,21 @@ class Monitor:
         """Leaves a detector out from now on; the report names it."""
         self.guard.caught(f"detector {watch.detector.code}", error)
         watch.failed = True
-        for phase in list(self._by_phase):
-            self._by_phase[phase] = [other for other in self._by_phase[phase] if not other.failed]
+        self._routes.clear()
+
+    def _route(self, shape: tuple[str, ...]) -> list[_Watch]:
+        """The detectors that events of one phase with these metrics concern; remembered, since most events are alike."""
+        phase, metrics = shape[0], frozenset(shape[1:])
+        route = [
+            watch
+            for watch in self._watches
+            if not watch.failed
+            and phase in watch.detector.phases
+            and not (watch.detector.only_watched and metrics.isdisjoint(watch.detector.watches))
+        ]
+        if len(self._routes) < _ROUTES:
+            self._routes[shape] = route
+        return route
 
     def _bad(self, watch: _Watch, finding: Finding, event: Event) -> Alert | None:
         last = watch.alert

@@ -24,6 +24,7 @@ from .sinks import Sink
 from .sinks.console import ConsoleSink
 from .sinks.jsonl import JsonlSink
 from .sinks.metrics_csv import MetricsCsvSink
+from .sinks.trackers import TrackerSink
 from .summary import Summary
 
 __all__ = ["Recorder"]
@@ -46,6 +47,7 @@ class Recorder:
         jsonl_interval: Steps between event lines; 0 for no stream.
         console_interval: Steps between console lines; 0 for none.
         resume_at: The step that a resumed run goes on from; None for a new run.
+        trackers: Where alerts go beside rldk's own files; None for nowhere.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Recorder:
         jsonl_interval: int = 1,
         console_interval: int = 0,
         resume_at: int | None = None,
+        trackers: TrackerSink | None = None,
     ) -> None:
         self.run_id = run_id
         self.files = files
@@ -83,6 +86,10 @@ class Recorder:
         self._sinks: list[Sink] = [console, self._csv] if self._stream is None else [self._stream, console, self._csv]
         watched = {self._stream, console if console_interval else None}
         self._live: list[Sink] = [sink for sink in self._sinks if sink in watched]
+        self._trackers = trackers
+        if trackers is not None and trackers.names:
+            self._sinks.append(trackers)
+            self._live.append(trackers)
         self._held: list[Event] = []
         self._setup: Mapping[str, Any] | None = None
         self._first_notes: tuple[str, ...] = ()
@@ -189,6 +196,7 @@ class Recorder:
             "skipped_values": dict(self.skipped),
             "rldk_failures": {place: dict(failure) for place, failure in self.guard.failures.items()},
             "files": {name: str(path) for name, path in self.files._asdict().items()},
+            **({"trackers": self._trackers.status()} if self._trackers is not None and self._trackers.names else {}),
             **self.extra,
         }
         self.report = build_report(

@@ -55,7 +55,7 @@ class Silence:
     def _where(self) -> str:
         """The innermost calls of the training thread, innermost first."""
         frame = sys._current_frames().get(self._training_thread)
-        calls = []
+        calls: list[str] = []
         while frame is not None and len(calls) < _FRAMES:
             calls.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}")
             frame = frame.f_back

@@ -3,6 +3,7 @@
     python3 scripts/env.py demo                  the newest TRL, and rldk
     python3 scripts/env.py test                  the same, and what the tests need
     python3 scripts/env.py oldest                an environment of environments/matrix.json, with the tests' needs
+    python3 scripts/env.py rivals                the tools that the detection benchmark compares rldk with
     python3 scripts/env.py trl 0.27.2 [4.57.6]   any other TRL, and optionally which transformers
 
 torch is installed once, in a layer (.venvs/torch) that all environments see: it is most of the time and of the disk.
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".venvs"
 SPECS = ROOT / "environments"
 TORCH = "torch==2.13.0"
+RIVALS = ("rldoctor", "rlwatch", "trainproof", "training-doctor")
 
 
 def say(text: str) -> None:
@@ -97,6 +99,9 @@ def environment(name: str, *versions: str) -> Path:
         # The trackers are tested here only: the same code speaks to them whatever the TRL.
         everything = [TORCH, "-e", ".[test,test-trackers]"]
         return make(name, [*matrix["newest"]["install"], *everything], [str(newest)], layer)
+    if name == "rivals":
+        # No TRL, and rldk from the source tree: the tools are shown what was recorded, nothing is trained.
+        return make(name, [*RIVALS, "transformers", "orjson", "packaging"], [str(SPECS / "rivals.txt")], layer)
     if name in matrix:
         row = matrix[name]
         return make(name, [*row["install"], *tests], [str(SPECS / row["constraints"])], layer)
@@ -105,7 +110,7 @@ def environment(name: str, *versions: str) -> Path:
         # TRL below 1 does not run on transformers 5; requests is what TRL 1.12 forgot to ask for.
         asked = f"transformers=={transformers}" if transformers else "transformers<5" if trl.startswith("0.") else "transformers"
         return make(f"trl-{trl}", [f"trl=={trl}", asked, "requests", *tests], [], layer)
-    raise SystemExit(f"[env] unknown environment {name!r}; known: demo, test, {', '.join(matrix)}, trl VERSION")
+    raise SystemExit(f"[env] unknown environment {name!r}; known: demo, test, rivals, {', '.join(matrix)}, trl VERSION")
 
 
 if __name__ == "__main__":

@@ -189,9 +189,25 @@ class TestEach:
         original = cls()
         for event in stream_of(cls, 100):
             original.judge(event)
-        copy = pickle.loads(pickle.dumps(original))  # noqa: S301  # our own bytes
+        copy = pickle.loads(pickle.dumps(original))  # our own bytes
         later = list(stream_of(cls, 100, seed=7))
         assert [copy.judge(event) for event in later] == [original.judge(event) for event in later]
+
+    def test_what_it_need_not_see(self, cls):
+        """An event without what it watches changes nothing in a detector that says so: it is not shown such events."""
+        if not cls.only_watched:
+            return
+        draw = np.random.default_rng(8)
+        for trainer in ("grpo", "ppo", "sft", "dpo", "kto", "reward", None):
+            detector, info = cls(), {"trainer": trainer}
+            for step in range(1, 100):
+                row = {name: float(draw.lognormal()) for name in METRICS}
+                detector.judge(Event(step, step * 0.1, row, phase_of(cls), model_info=info))
+                before = pickle.dumps(detector)
+                rest = {name: value for name, value in row.items() if name not in cls.watches}
+                for phase in cls.phases:
+                    assert detector.judge(Event(step, step * 0.1, rest, phase, model_info=info)) is ABSENT
+                assert pickle.dumps(detector) == before
 
     def test_constant_memory(self, cls):
         """Its state after 20,000 events is no larger than after 2,000."""

@@ -41,6 +41,7 @@ from rldk.vocabulary import Vocabulary, plain_number
 
 from . import plan, store
 from .scenarios import Run, Scenario, scenarios
+from .scenarios._writer import writer
 from .store import ARGUMENTS, Header, Key, Recording, Row, encode_line, vocabulary_of
 
 __all__ = ["main", "record"]
@@ -183,7 +184,9 @@ class _Crew:
         return len(self._running)
 
     def start(self, scenario: Scenario, key: Key) -> None:
-        """Starts a run."""
+        """Starts a run. What all runs of a seed begin from is made here, once, and inherited."""
+        if scenario.trainer in ("grpo", "rloo", "ppo"):
+            writer(key.seed)
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_child, args=(scenario, key, self._out, self._slots, sender), daemon=True)
         process.start()

@@ -90,6 +90,8 @@ class Detector(ABC):
         code: Short name in snake case; the alert's `code`.
         title: Name for people.
         watches: Canonical names, any of which makes it judge an event; empty for all.
+        only_watched: Whether an event without any of `watches` neither gets an answer but absent nor changes its state:
+            such events are then not shown to it, which costs less.
         needs: What it must have seen before it can judge, for the report of one that never could.
         advice: What to try first, in TRL's parameter names.
         phases: Phases of events that it is shown; `setup` stands for what is known before the first step.
@@ -100,6 +102,7 @@ class Detector(ABC):
     code: ClassVar[str]
     title: ClassVar[str]
     watches: ClassVar[tuple[str, ...]] = ()
+    only_watched: ClassVar[bool] = False
     needs: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     phases: ClassVar[frozenset[str]] = frozenset({"train"})
@@ -110,7 +113,7 @@ class Detector(ABC):
     def judge(self, event: Event) -> Answer:
         """Takes one event into its statistics and answers for it."""
 
-    def configure(self, arguments: Mapping[str, Any]) -> None:
+    def configure(self, arguments: Mapping[str, Any]) -> None:  # noqa: B027  # most need none of them
         """Takes note of the trainer's arguments, by TRL's own names; called before the run's first log, if at all."""
 
     def parameters(self) -> dict[str, Any]:

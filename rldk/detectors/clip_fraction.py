@@ -38,6 +38,7 @@ class ClipFraction(ThresholdDetector):
     code = "clip_fraction"
     title = "Clip fraction too high"
     watches = ("clip_frac",)
+    only_watched = True
     needs = "8 logs of a clip fraction"
     advice = "Lower learning_rate, num_ppo_epochs (PPO) or num_iterations (GRPO), or raise the batch size."
     highest = 1.0

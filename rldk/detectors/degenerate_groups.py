@@ -43,6 +43,7 @@ class DegenerateGroups(Detector):
     code = "degenerate_groups"
     title = "Groups without a signal"
     watches = ("frac_zero_std", "reward_std")
+    only_watched = True
     needs = "the share of groups with equal rewards, which GRPO and RLOO log"
     advice = (
         "Look at the rewards of one group: if they are all equal, the reward function is constant, the prompts are too "

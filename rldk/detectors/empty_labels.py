@@ -31,6 +31,7 @@ class EmptyLabels(Detector):
     code = "empty_labels"
     title = "Rows without a label"
     watches = ("empty_label_frac",)
+    only_watched = True
     needs = "SFT on a dataset whose first rows can be read when training begins"
     advice = (
         "Raise max_length or drop rows whose prompt alone fills it; with assistant_only_loss=True use a chat template that "

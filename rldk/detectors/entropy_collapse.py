@@ -40,6 +40,7 @@ class EntropyCollapse(Detector):
     code = "entropy_collapse"
     title = "Entropy collapse"
     watches = ("entropy_mean",)
+    only_watched = True
     needs = "the entropy of a trainer that samples (GRPO, RLOO, PPO)"
     advice = (
         "Raise epsilon_high to 0.28, raise temperature or beta, use an entropy bonus (entropy_coef) where there is one, "

@@ -35,6 +35,7 @@ class EntropyExplosion(Detector):
     code = "entropy_explosion"
     title = "Entropy explosion"
     watches = ("entropy_mean",)
+    only_watched = True
     needs = "the entropy of a trainer that samples (GRPO, RLOO, PPO)"
     advice = (
         "Lower entropy_coef, learning_rate and weight_decay, compare the sampler's log-probabilities with the trainer's, and "

@@ -27,6 +27,7 @@ class EosLabels(Detector):
     code = "eos_labels"
     title = "No end of text in the labels"
     watches = ("eos_label_frac",)
+    only_watched = True
     needs = "SFT on a dataset whose first rows can be read when training begins"
     advice = (
         "End each text with the tokenizer's eos_token (rows that come as input_ids get none from TRL), or set eos_token "

@@ -55,6 +55,7 @@ class GradientNorm(ThresholdDetector):
     code = "gradient_norm"
     title = "Gradient norm too high"
     watches = ("grad_norm", "grad_norm_policy", "grad_norm_value")
+    only_watched = True
     needs = "20 logs of a gradient norm"
     advice = "Lower learning_rate, set max_grad_norm, lengthen warmup_steps, and look at this step's batch."
 

@@ -36,9 +36,9 @@ class KLDivergence(ThresholdDetector):
     Why it matters: far from the reference the reward no longer measures what it was made for, and the text decays.
     When it fires: "far" is 0.4 of the entropy that the policy began with, from 0.15 to 1 nat a token, 1 where no entropy
     is logged. Of the median of the last three logs: beyond far within the first steps of a run, at more than 0.07 of it a
-    step; beyond far and 0.3 for 10 logs while the reward has not risen or has lost half of its gain (twice far where none is
-    logged), critical when it is below its start; above 0.1 and ten times the level of logs 6 to 25 for 5 logs with such a
-    reward; beyond 4 times far and 1 nat for 5 logs, critical. A single log above 1 nat that is 15 times the level and 5
+    step; beyond far and 0.3 for 10 logs while the reward is below its start or has lost half of its gain, critical (where
+    none is logged: twice far, a warning); above 0.1 and ten times the level of logs 6 to 25 for 5 logs with such a reward;
+    beyond 4 times far and 1 nat for 5 logs, critical. A single log above 1 nat that is 15 times the level and 5
     robust deviations out. Given a `threshold`, only: `kl_mean` above it.
     What to do: raise `beta` (GRPO, RLOO) or `kl_coef` (PPO); lower `learning_rate`; go back to a checkpoint before it.
     False alarms: a level alone says little: healthy GRPO and RLOO runs of tiny models reach 2.5 nats a token within 100
@@ -52,6 +52,7 @@ class KLDivergence(ThresholdDetector):
     code = "kl_divergence"
     title = "KL divergence too high"
     watches = ("kl_mean",)
+    only_watched = True
     needs = "a divergence from the reference; GRPO logs none at its default beta=0"
     advice = (
         "Raise beta (GRPO, RLOO, OnlineDPO) or kl_coef (PPO), or lower learning_rate; resume from a checkpoint before "
@@ -170,12 +171,12 @@ class KLDivergence(ThresholdDetector):
         if self._exit is None and far < level > far * _A_STEP * step and step <= _START:
             self._exit = 0.7 * far
             return f"{number(level)} nats a token after {step} steps, too fast for a sound start", Severity.WARNING, far
-        if (self._far >= 10 or self._grown >= 5) and not (known and reward.risen and not reward.fallen(0.5)):
-            worse = known and reward.start - reward.fast > 2.0 * reward.noise
-            without = " while the reward does not rise" if known else ""
+        worse = known and (reward.start - reward.fast > 2.0 * reward.noise or (reward.risen and reward.fallen(0.5)))
+        if (self._far >= 10 or self._grown >= 5) and (worse or not known):
+            without = " while the reward falls" if known else ""
             if self._far >= 10:
                 self._exit = 0.7 * far
-                severity = Severity.CRITICAL if worse else Severity.WARNING
+                severity = Severity.CRITICAL if known else Severity.WARNING
                 return f"above {number(far)} nats a token for {self._far} logs{without}", severity, far
             self._exit = 0.7 * own
             return f"ten times its early level of {number(baseline)} nats a token{without}", Severity.WARNING, own

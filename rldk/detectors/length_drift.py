@@ -98,6 +98,7 @@ class LengthDrift(Detector):
     code = "length_drift"
     title = "Length drives the reward"
     watches = ("length_mean",)
+    only_watched = True
     needs = "completion lengths and rewards (GRPO, RLOO)"
     advice = (
         "Read completions and what the reward function counts. Growth: loss_type=\"dr_grpo\" or \"dapo\", a penalty on "

@@ -43,6 +43,7 @@ class LikelihoodDisplacement(Detector):
     code = "likelihood_displacement"
     title = "Chosen answers become unlikely"
     watches = ("reward_chosen",)
+    only_watched = True
     needs = "DPO or another trainer whose rewards are log-ratios to a reference"
     advice = (
         'Hold the chosen answers up with rpo_alpha or loss_type=["sigmoid", "sft"], lower learning_rate or raise beta, '

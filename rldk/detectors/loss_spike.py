@@ -12,6 +12,7 @@ from ._stats import Surge
 
 _HUGE = 1e100
 _WARM_UP = 15
+_LOG_5 = math.log(5.0)
 _EARLY = 50
 _CENTRED = frozenset({"grpo", "rloo", "ppo"})
 _LOG_1_8, _LOG_2, _LOG_2_2, _LOG_2_5, _LOG_6 = (math.log(factor) for factor in (1.8, 2.0, 2.2, 2.5, 6.0))
@@ -46,6 +47,7 @@ class LossSpike(Detector):
     code = "loss_spike"
     title = "Loss spike or divergence"
     watches = ("loss",)
+    only_watched = True
     needs = "a loss that is always positive; that of GRPO, RLOO and PPO is centred at 0"
     advice = (
         "Lower learning_rate or lengthen warmup_steps, set max_grad_norm=1.0, and look at this step's batch; if the loss "
@@ -107,7 +109,7 @@ class LossSpike(Detector):
             self._jump = self._high = 0
             surge.add(logarithm)
             return FINE if count >= _WARM_UP else WARMING
-        spread, peak = surge.spread, surge.peak
+        spread, peak, sudden = surge.spread, surge.peak, logarithm - surge.fast
         surge.add(logarithm)
         if count < _WARM_UP:
             return WARMING
@@ -120,6 +122,8 @@ class LossSpike(Detector):
         shift = surge.fast - reference
         if (
             (single and above > self._log_ratio and above > 5.0 * spread and above > 1.2 * peak)
+            # While a loss falls fast its level lags behind: against the last few logs the jump is plain.
+            or (single and sudden > _LOG_5 and sudden > self._log_ratio and sudden > 5.0 * spread and sudden > 1.5 * peak)
             or self._jump >= 2
             or (self._high >= 5 and shift > _LOG_2_2 and shift > 2.5 * spread and shift > 0.5 * peak)
         ):

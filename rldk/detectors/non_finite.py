@@ -67,7 +67,7 @@ class NonFinite(Detector):
         if worst == "param_nonfinite":
             # None: an event after the checkpoint's, while what that one showed still holds.
             count = "" if value is None else f"{value:g} "
-            message = f"The checkpoint has {count}weights that are NaN or infinite."
+            message = f"param_nonfinite: {count}weights are NaN or infinite."
         else:
             others = f" So are: {', '.join(name for name in shown if name != worst)}." if len(shown) > 1 else ""
             message = f"{worst} is {value if value is not None else 'not finite'}.{others}"

@@ -38,6 +38,7 @@ class RatioBlowup(Detector):
     code = "ratio_blowup"
     title = "Update too far from the sampling policy"
     watches = ("ratio_mean", "ratio_var", "approx_kl")
+    only_watched = True
     needs = "PPO's probability ratio"
     advice = "Lower learning_rate and num_ppo_epochs, and make sure that dropout is off and one temperature is used."
     cooldown = 20

@@ -38,6 +38,7 @@ class RewardCollapse(Detector):
     code = "reward_collapse"
     title = "Reward collapse"
     watches = ("reward_mean", "reward_penalised")
+    only_watched = True
     needs = "a reward for 15 logs at least"
     advice = (
         "Stop and resume from the checkpoint of the best reward with a lower learning_rate, a higher beta (PPO: kl_coef) or a "

@@ -79,6 +79,7 @@ class RewardComponents(Detector):
     code = "reward_components"
     title = "Reward functions"
     watches = ("reward_mean",)
+    only_watched = True
     needs = "the reward, and for most of its rules the mean and spread of each of several reward functions"
     advice = (
         "Call the reward function by hand on a few logged completions and compare: None or the same value for all means a "

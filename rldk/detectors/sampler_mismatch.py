@@ -40,6 +40,7 @@ class SamplerMismatch(Detector):
     code = "sampler_mismatch"
     title = "Sampler and trainer disagree"
     watches = ("sampler_logp_diff_mean", "sampler_ratio_mean")
+    only_watched = True
     needs = "a vLLM sampler whose log-probabilities TRL compares (use_vllm=True)"
     advice = (
         "Use one dtype in vLLM and trainer (fp32 for the head), no quantised sampling, switch the prefix cache off, and check "

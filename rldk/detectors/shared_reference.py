@@ -30,6 +30,7 @@ class SharedReference(Detector):
     code = "shared_reference"
     title = "Reference model shares the policy's weights"
     watches = ("ref_shared_frac",)
+    only_watched = True
     needs = "a trainer with a reference model of its own"
     advice = "Load ref_model separately, or pass copy.deepcopy(model), or ref_model=None."
     phases = frozenset({"setup"})

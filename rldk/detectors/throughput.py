@@ -24,32 +24,38 @@ class Throughput(Detector):
     Why it matters: at half the speed the run costs twice as much, and the cause (a hot GPU, a slow disk, a neighbour, a
     data loader that has lost its workers) is mostly easy to remove.
     When it fires: the speed is below its usual level by `factor` (2), and by twice its spread, in `logs` (10) logs in a
-    row. Where rows and tokens are both counted, both must be slower: longer answers lower the rows a second only,
+    row and for `seconds` (60) at least. Where rows and tokens are both counted, both must be slower: longer answers lower the rows a second only,
     shorter ones the tokens.
     What to do: compare GPU use before and after; `dataloader_num_workers`, `dataloader_pin_memory`; other users of the
     machine; a reward function that waits for a server.
-    False alarms: single slow logs (an evaluation, a checkpoint, a compilation) do not count. Longer or shorter answers
+    False alarms: single slow logs (an evaluation, a checkpoint, a compilation) and short bursts of a neighbour's do not
+    count. Longer or shorter answers
     do not, where tokens are counted or lengths logged. Without either, a curriculum towards longer rows does.
     Sources: Amazon SageMaker Debugger's StepOutlier, trainproof (a cliff of 3); measured: on a shared CPU the speed of
-    a healthy run goes up and down by 1.5. The numbers are chosen here.
+    a healthy run goes up and down by 1.5, and falls to a tenth for seconds while others compute. The numbers are chosen
+    here.
 
     Args:
         factor: How many times slower than usual.
         logs: Logs in a row.
+        seconds: How long it must have lasted; of no account where the events have no time.
     """
 
     code = "throughput"
     title = "Training has become slow"
     watches = ("tokens_per_second", "samples_per_second", "step_time")
+    only_watched = True
     needs = "enable_resource_monitoring, or a trainer that logs step_time"
     advice = (
         "Look at GPU use, other users of the machine, dataloader_num_workers, the disk, and reward functions that wait for "
         "a server."
     )
 
-    def __init__(self, *, factor: float = 2.0, logs: int = 10) -> None:
+    def __init__(self, *, factor: float = 2.0, logs: int = 10, seconds: float = 60.0) -> None:
         self.factor = number_parameter(self.code, "factor", factor, low=1.0)
         self.logs = number_parameter(self.code, "logs", logs, low=1, whole=True)
+        self.seconds = number_parameter(self.code, "seconds", seconds, low=0.0)
+        self._since = math.nan  # when it was last at its usual speed
         self._limit = -math.log(self.factor)
         self._tokens = LogLevel(_ALPHA)
         self._rows = LogLevel(_ALPHA)
@@ -93,8 +99,12 @@ class Throughput(Detector):
         known = level.count >= _LEAST
         if known and above < self._limit and above < -_SPREADS * level.spread:
             self._slow += 1
-            return FINE if self._slow < self.logs else self._found(event, level, above)
+            # Not a comparison the other way round: without times the difference is NaN, and the logs alone decide.
+            if self._slow < self.logs or event.wall_time - self._since < self.seconds:
+                return FINE
+            return self._found(event, level, above)
         self._slow = 0
+        self._since = event.wall_time
         if rows is not None:
             self._rows.add(of_rows)
         if tokens is not None:
@@ -122,8 +132,9 @@ class Throughput(Detector):
         wobble = (1.0, 0.8, 1.3, 0.7, 1.1, 0.9, 1.5, 1.0)
         usual = [{"tokens_per_second": 1000.0 * wobble[log % 8], "samples_per_second": 10.0 * wobble[log % 8]} for log in range(40)]
         slow = [{name: value / 4 for name, value in row.items()} for row in usual]
-        yield Example("four times slower from log 41", usual + slow, [50])
-        yield Example("steps that take longer", [{"step_time": 1.0}] * 30 + [{"step_time": 5.0}] * 20, [40])
+        yield Example("four times slower from log 41", usual + slow + slow, [100])
+        yield Example("steps that take longer", [{"step_time": 1.0}] * 30 + [{"step_time": 5.0}] * 80, [90])
+        yield Example("a neighbour's burst", usual + slow + usual, [])
         yield Example("steps that take longer with longer completions", [
             {"step_time": 1.0 + 0.1 * log, "length_max": 10.0 * (1.0 + 0.1 * log)} for log in range(100)
         ], [])

@@ -42,6 +42,7 @@ class Truncation(Detector):
     code = "truncation"
     title = "Truncated completions"
     watches = ("truncated_frac", "eos_frac", "eos_tokens", "length_terminated_mean")
+    only_watched = True
     needs = "the share of truncated completions or the count of end-of-sequence tokens, which trainers that sample log"
     advice = (
         "Raise max_completion_length (PPO: response_length, with missing_eos_penalty and stop_token='eos'; OnlineDPO: "

@@ -37,6 +37,7 @@ class ValueLoss(Detector):
     code = "value_loss"
     title = "Value loss blows up"
     watches = ("value_loss", "value_clip_frac")
+    only_watched = True
     needs = "PPO's value loss"
     advice = "Lower learning_rate or vf_coef, scale or clip the reward, and let the value model warm up first."
     cooldown = 20

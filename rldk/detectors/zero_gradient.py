@@ -42,6 +42,7 @@ class ZeroGradient(Detector):
     code = "zero_gradient"
     title = "Zero gradient"
     watches = ("grad_norm",)
+    only_watched = True
     needs = "grad_norm in the training log"
     advice = (
         "Nothing is being learnt. In GRPO and RLOO: check that the rewards differ between the completions of one prompt "

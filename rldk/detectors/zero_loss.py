@@ -34,6 +34,7 @@ class ZeroLoss(Detector):
     code = "zero_loss"
     title = "Sudden zero loss"
     watches = ("loss",)
+    only_watched = True
     needs = "a loss that stays above 0.001 for its first logs; that of GRPO and RLOO is centred at 0"
     weights_are_sound = False
     advice = (

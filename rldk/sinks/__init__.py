@@ -20,7 +20,8 @@ class Sink(Protocol):
         lost: Events (rows) that could not be written, for the report.
     """
 
-    lost: int
+    @property
+    def lost(self) -> int: ...
 
     def write(self, event: Event) -> None:
         """Takes one event.

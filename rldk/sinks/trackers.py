@@ -32,7 +32,7 @@ CLOSE_SECONDS = 5.0
 MAX_MESSAGES = 20
 
 _LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}  # as both AlertLevel name their members
-_LONGEST = 4_000  # characters of text; MLflow refuses tags above 5000 (8000 from 2.14 on)
+_LONGEST = 4_000  # characters of text; MLflow 3.17 cuts tags at 8000, and what ends the tag must survive
 
 
 class _Message(NamedTuple):
@@ -218,6 +218,7 @@ class TrackerSink:
     ) -> None:
         self._step = 0
         self._trackers = [_Tracker(name, writers, kept_in) for name in dict.fromkeys(names) if name in _FINDERS]
+        self.names = [tracker.name for tracker in self._trackers]
         for tracker in self._trackers:
             tracker.pass_on()  # finds the run, so that alerts from another thread have one to go to
 

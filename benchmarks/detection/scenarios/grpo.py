@@ -242,7 +242,7 @@ SCENARIOS = [
         "grpo_none_reward",
         _none,
         "The reward function returns None from step 60 on.",
-        "non_finite dead_reward " + NO_SIGNAL,
+        "non_finite reward_components " + NO_SIGNAL,
         late=True,
     ),
     fault("grpo_no_eos", _no_eos, "The policy was never taught to stop.", "truncation"),

@@ -67,7 +67,7 @@ def _curriculum(run: Run) -> None:
 
 
 def _two_iterations(run: Run) -> None:
-    train_groups(run, happy, num_iterations=2, learning_rate=2e-4, **_FALLING_RATE)
+    train_groups(run, happy, num_iterations=2, epsilon=0.02, learning_rate=4e-4, **_FALLING_RATE)
 
 
 def _no_reference(run: Run) -> None:

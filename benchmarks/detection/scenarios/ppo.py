@@ -158,7 +158,12 @@ def _nan(run: Run) -> None:
 
 def _memory_growth(run: Run) -> None:
     kept: list[torch.Tensor] = []
-    train_ppo(run, callbacks=(At(1, lambda **_: kept.append(torch.ones(1_500_000)), always=True),))
+
+    def keep(**_: Any) -> None:
+        kept.append(torch.ones(1_500_000))
+        time.sleep(0.25)  # memory is sampled once a second
+
+    train_ppo(run, callbacks=(At(1, keep, always=True),))
 
 
 class Slow(TrainerCallback):
@@ -190,10 +195,12 @@ def _fault(name: str, train: Any, about: str, codes: str, *, late: bool = False,
     return Scenario(name, "ppo", about, train, codes=frozenset(codes.split()), twin="ppo_healthy", **settings)
 
 
+# The defaults wait for a minute and five; these runs last a quarter of one.
+_IMPATIENT = {"stall": {"floor": 1.0}, "throughput": {"seconds": 5.0}}
 _MOVES_TOO_FAR = "kl_divergence clip_fraction ratio_blowup"
 
 SCENARIOS = [
-    Scenario("ppo_healthy", "ppo", "Learns to write happy words.", _healthy, _SETS_IN),
+    Scenario("ppo_healthy", "ppo", "Learns to write happy words.", _healthy, _SETS_IN, thresholds=_IMPATIENT),
     _fault("ppo_kl_explosion", _kl_explosion, "A hot policy without a KL penalty games its reward.", _MOVES_TOO_FAR),
     _fault("ppo_ratio_blowup", _ratio_blowup, "Eight epochs at a huge rate on every batch.", _MOVES_TOO_FAR),
     _fault("ppo_no_eos", _no_eos, "The policy was never taught to stop.", "truncation"),
@@ -228,6 +235,7 @@ SCENARIOS = [
         "throughput",
         late=True,
         held_out=True,
+        thresholds=_IMPATIENT,
     ),
     _fault(
         "ppo_stall",
@@ -236,6 +244,7 @@ SCENARIOS = [
         "stall",
         late=True,
         held_out=True,
-        thresholds={"stall": {"floor": 1.0}},
+        onset=ONSET - 1,  # what is said while it lasts is said at the step before
+        thresholds=_IMPATIENT,
     ),
 ]

@@ -76,19 +76,24 @@ def _stall(run: Run) -> Any:
     return _paced(run, injuries=[_Stall()])
 
 
+# The defaults wait for a minute and five; these runs last a quarter of one.
+_IMPATIENT = {"stall": {"floor": 1.0}, "throughput": {"seconds": 5.0}}
+
 SCENARIOS = [
-    Scenario("sft_paced_healthy", "sft", "An even pace that the loader of batches sets.", _paced, _STEPS),
+    Scenario(
+        "sft_paced_healthy", "sft", "An even pace that the loader of batches sets.", _paced, _STEPS, thresholds=_IMPATIENT
+    ),
     Scenario(
         "sft_memory_growth", "sft", "A collator keeps a tensor of 3 MB for each batch.", _memory_growth, _STEPS,
         frozenset({"memory_usage"}), "sft_paced_healthy",
     ),
     Scenario(
         "sft_throughput_loss", "sft", "From a third of the run on, steps take three times as long.", _throughput_loss,
-        {1: 240, 5: 240}, frozenset({"throughput"}), "sft_paced_healthy", _ONSET,
+        {1: 240, 5: 240}, frozenset({"throughput"}), "sft_paced_healthy", _ONSET, thresholds=_IMPATIENT,
     ),
     Scenario(
         "sft_stall", "sft", "One step takes four seconds, where others take a twentieth of one.", _stall,
-        {1: 160, 5: 160}, frozenset({"stall"}), "sft_paced_healthy", _ONSET,
-        thresholds={"stall": {"floor": 1.0}},
+        # What is said while it lasts is said at the step before.
+        {1: 160, 5: 160}, frozenset({"stall"}), "sft_paced_healthy", _ONSET - 1, thresholds=_IMPATIENT,
     ),
 ]

@@ -102,7 +102,7 @@ def _labels(args: Any, hook: Mapping[str, Any], model: Any) -> dict[str, float]:
     collate = getattr(loader, "collate_fn", None)
     count = LabelCount(args, _end_tokens(hook.get("processing_class"), model))
     # A collator of the user's own may count its calls: only one of the libraries' is called out of turn.
-    if dataset is not None and type(collate).__module__.partition(".")[0] in ("trl", "transformers"):
+    if dataset is not None and callable(collate) and type(collate).__module__.partition(".")[0] in ("trl", "transformers"):
         for index in range(min(_ROWS_PEEKED, len(dataset))):
             batch = collate([dataset[index]])
             if not isinstance(batch, Mapping) or "labels" not in batch:

@@ -5,9 +5,10 @@ Gradients and losses of an optimizer that holds other tensors than the model loo
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-__all__ = ["WeightWatch"]
+__all__ = ["WeightWatch", "count_nonfinite"]
 
 # Tensors and weights of each: 64 x 1024 numbers are 256 KB in float32, and compared in about a millisecond.
 _TENSORS = 64
@@ -50,6 +51,18 @@ class WeightWatch:
         if not unmoved:
             self._before, self.due = [], None
         return {"param_unmoved_frac": unmoved}
+
+
+def count_nonfinite(model: Any) -> int:
+    """Counts the weights that are NaN or infinite, in at most ten seconds: what a run that died may have died of."""
+    deadline = time.monotonic() + 10.0
+    bad = 0
+    for item in model.parameters():
+        if time.monotonic() > deadline:
+            break
+        if item.is_floating_point():
+            bad += int((~item.detach().isfinite()).sum())
+    return bad
 
 
 def _sample(item: Any) -> Any:

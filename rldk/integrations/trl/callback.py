@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ from ...report import render_text
 from ...resources import ResourceSampler
 from ...runfiles import RunFiles, check_path, check_run_id
 from ...silence import Silence
+from ...sinks.trackers import TrackerSink
 from ._manifest import build_manifest
 from ._reader import LogReader
 from ._resume import RunPlan, check_new, plan_run
 from ._setup import LabelPeek, facts_of, judged_arguments, trainer_of
 from ._stop import StopRule, ignores_stop, several_processes, stop
-from ._weights import WeightWatch
+from ._weights import WeightWatch, count_nonfinite
 
 __all__ = ["RLDKCallback"]
 
@@ -341,6 +344,7 @@ class _Active:
     ) -> None:
         self._plan = plan
         self._callback = callback
+        self._model = weakref.ref(model) if model is not None else lambda: None
         self.weights: WeightWatch | None = None
         self.labels: LabelPeek | None = None
         self.closed = True
@@ -360,6 +364,7 @@ class _Active:
             jsonl_interval=callback.jsonl_log_interval if callback.enable_jsonl_logging else 0,
             console_interval=callback.log_interval,
             resume_at=plan.resume_at,
+            trackers=TrackerSink(args.report_to or (), partial(_writers, trainer_of(state)), kept_in=str(plan.files.alerts)),
         )
         self.recorder.skipped = self.reader.skipped
         if plan.resume_at is not None:
@@ -462,6 +467,15 @@ class _Active:
                 changed += self.recorder.record(self.reader.make(step, metrics, "checkpoint", notes))
         return changed
 
+    def _autopsy(self) -> list[Alert]:
+        """Looks at the weights of a run that died: generation from NaN weights raises before anything is logged."""
+        model = self._model()
+        bad = self._callback.guard.call("autopsy", count_nonfinite, model) if model is not None else None
+        if not bad:
+            return []
+        note = "looked at when the run died"
+        return self.recorder.record(self.reader.make(self._last_step, {"param_nonfinite": bad}, "checkpoint", (note,)))
+
     def close(self, status: str, reason: str | None) -> list[Alert]:
         """Ends threads, records what is left, and writes the report."""
         self.closed = True
@@ -473,16 +487,22 @@ class _Active:
         if self.sampler is not None:
             self.sampler.stop()
             self.sampler = None
-        changed: list[Alert] = []
+        changed: list[Alert] = self._autopsy() if status == "failed" else []
         if self.checkpoints is not None:
             done = self.checkpoints.finish(_CHECKPOINT_WAIT_S if status == "completed" else 1.0)
-            changed = self.analysed()
+            changed += self.analysed()
             if self.checkpoints.missed or not done:
                 self.recorder.extra["checkpoints_not_analysed"] = self.checkpoints.missed + (not done)
             self.checkpoints = None
         self.recorder.close(status, reason)
         self._plan.release()
         return changed
+
+
+def _writers(trainer: Any) -> list[Any]:
+    """The TensorBoard writers of a trainer's callbacks, while they are open."""
+    callbacks = trainer.callback_handler.callbacks if trainer is not None else ()
+    return [callback.tb_writer for callback in callbacks if getattr(callback, "tb_writer", None)]
 
 
 def _steps(name: str, value: Any, lowest: int) -> int:
