@@ -47,8 +47,9 @@ class Event(NamedTuple):
         phase: `train`, `eval`, `checkpoint` or `summary`.
         rng: `seed`, and `state`, a short digest of the random state, where known.
         data_slice: `tokens_in`, the tokens processed since the event before, where the trainer counts them.
-        model_info: `run_id`, `git_sha`, `trainer` (the family), `tags`; what is not known is absent.
-        notes: Messages of the alerts raised at this step, and of a resume.
+        model_info: `run_id`, `git_sha`, `trainer` (the family), `tags`, in the run's first event `setup` (what was known
+            when training began); what is not known is absent.
+        notes: Messages of the alerts raised or made worse at this step, of a resume, of a silence.
         time: UTC time of the log call, ISO 8601 with milliseconds.
     """
 

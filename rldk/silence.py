@@ -22,7 +22,7 @@ class Silence:
     """Watches for silence.
 
     Args:
-        limit: Seconds of silence after which it speaks, and again at each doubling.
+        limit: Seconds of silence after which it speaks; again after as many more, and from ten times that at each doubling.
         speak: Called in the watching thread with the seconds and where the training thread is.
         guard: Catches what goes wrong in `speak`.
     """
@@ -49,7 +49,7 @@ class Silence:
             if beat != said:
                 next_limit = self._limit
             if seconds > next_limit:
-                said, next_limit = beat, 2 * seconds
+                said, next_limit = beat, seconds + self._limit if seconds < 10 * self._limit else 2 * seconds
                 self._guard.call("watch for silence", self._speak, seconds, self._where())
 
     def _where(self) -> str:

@@ -205,7 +205,7 @@ def detector_page(detector: type[Detector]) -> str:
     )
     return (
         f"# {detector.code}\n\n{NOTICE}\n**{detector.title}.** {about}\n\n"
-        + "".join(f"## {heading}\n\n{sections[heading]}\n\n" for heading in HEADINGS)
+        + "".join(f"## {heading}\n\n{sections[heading][0].upper()}{sections[heading][1:]}\n\n" for heading in HEADINGS)
         + "## How it works with the rest\n\n"
         + f"- Watches {watches}, in {' and '.join(phases)}. See [Metrics](../metrics.md).\n"
         + (f"- Needs: {detector.needs}.\n" if detector.needs else "")

@@ -223,10 +223,11 @@ class TestAlerts:
         callback = RLDKCallback(alert_thresholds={"kl_divergence": 1, "clip_fraction": 0.5, "gradient_norm": 1e6})
         train(callback)
         states = {row["code"]: row["state"] for row in callback.report["coverage"]}
-        assert states == {
-            "clip_fraction": "unseen", "gradient_norm": "quiet", "kl_divergence": "unseen", "non_finite": "quiet",
-            "zero_loss": "quiet",
-        }
+        quiet = {code for code, state in states.items() if state == "quiet"}
+        assert {"gradient_norm", "non_finite", "zero_loss", "eos_labels", "learning_rate"} <= quiet
+        unseen = {code for code, state in states.items() if state == "unseen"}
+        assert {"clip_fraction", "kl_divergence", "degenerate_groups", "truncation", "value_loss"} <= unseen
+        assert set(states.values()) <= {"quiet", "unseen", "warming"}
 
 
 class TestHabits:

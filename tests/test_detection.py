@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from benchmarks.detection import plan
 from benchmarks.detection.__main__ import main
 from benchmarks.detection.catalogue import catalogue
@@ -15,7 +16,6 @@ from benchmarks.detection.replay import replay
 from benchmarks.detection.score import outcome, poisson, score, wilson
 from benchmarks.detection.store import decode_line, encode_line, events, path_of, read
 from benchmarks.detection.table import split_of
-
 from rldk.detectors import make_detectors
 from rldk.rebuild import rebuild_run
 from rldk.recorder import Recorder

@@ -27,6 +27,7 @@ import zoo
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+DETECTORS = sorted((ROOT / "docs" / "detectors").glob("*.md"))
 
 CPU = {
     "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False, "disable_tqdm": True,
@@ -121,7 +122,7 @@ def anchors(page):
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", [*PAGES, *DETECTORS], ids=[*NAMES, *(page.stem for page in DETECTORS)])
 def test_links_lead_somewhere(page):
     """Relative links name files that exist, and headings that they have."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -144,7 +145,9 @@ def test_nothing_of_one_machine(page):
 
 
 def test_every_page_is_reachable():
-    """docs/index.md leads to every page."""
+    """docs/index.md leads to every page, and the list of detectors to the page of each."""
+    detectors = (ROOT / "docs" / "detectors.md").read_text()
+    assert DETECTORS and all(f"(detectors/{page.name})" in detectors for page in DETECTORS)
     index = (ROOT / "docs" / "index.md").read_text()
     for page in PAGES[1:]:
         assert page.name == "index.md" or f"({page.name})" in index, page.name
@@ -172,7 +175,7 @@ class TestGeneratedPages:
         """--check changes nothing and exits with 1 if a page is not what it would be now."""
         module = generator()
         pages = tmp_path / "docs"
-        pages.mkdir()
+        (pages / "detectors").mkdir(parents=True)
         for name in module.PAGES:
             (pages / name).write_text((ROOT / "docs" / name).read_text())
         for record in (ROOT / "docs" / "matrix").glob("*.json"):

@@ -1,4 +1,4 @@
-"""The examples do what they say: they train, their loss falls, and rldk records a healthy run."""
+"""The examples do what they say: they train, and rldk records healthy runs as healthy and broken ones as what they are."""
 
 from __future__ import annotations
 
@@ -54,3 +54,59 @@ def test_example(name, steps, highest_last_loss, tmp_path):
     if name == "sft":
         evaluations = df[df.phase == "eval"].eval_loss.tolist()
         assert len(evaluations) == steps // 50 and evaluations[-1] < evaluations[0]
+
+
+# What docs/alerts.md shows. One process for all six, since loading torch and TRL is most of what each of them takes.
+SIX = """
+import runpy, sys
+script, folder = sys.argv[1:]
+for fault in ("nan", "constant_reward", "identical_pairs"):
+    for more in ([], ["--healthy"]):
+        name = fault + "_healthy" * bool(more)
+        sys.argv = [script, fault, *more, "--output-dir", f"{folder}/{name}"]
+        runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory):
+    """The folder of the six runs, and what they printed."""
+    folder = tmp_path_factory.mktemp("six")
+    examples = ROOT / "examples"
+    done = subprocess.run(
+        [sys.executable, "-c", SIX, str(examples / "alerts.py"), str(folder)], cwd=folder, capture_output=True, text=True,
+        timeout=300, env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(examples)))},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return folder, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "raised"),
+    [
+        ("nan", {"non_finite": 11, "zero_loss": 13}),
+        ("constant_reward", {"degenerate_groups": 7, "zero_gradient": 7}),
+        ("identical_pairs", {"preference_signal": 5}),
+        ("nan_healthy", {}),
+        ("constant_reward_healthy", {}),
+        ("identical_pairs_healthy", {}),
+    ],
+)
+def test_alerts(name, raised, six):
+    """A broken run has the alerts that docs/alerts.md shows, all open; its twin has none."""
+    folder, printed, logged = six
+    (alerts,) = (json.loads(path.read_text()) for path in (folder / name).glob("*_alerts.json"))
+    # The text that a model samples differs between versions of torch, and with it the first rewards.
+    late = 3 if name == "constant_reward" else 0
+    assert {alert["code"] for alert in alerts} == set(raised)
+    for alert in alerts:
+        assert abs(alert["step"] - raised[alert["code"]]) <= late
+        assert (alert["severity"], alert["resolved_step"]) == ("critical", None)
+        assert f"ERROR:rldk:step {alert['step']}  critical [{alert['code']}]: {alert['message']}" in logged
+        assert (ROOT / "docs" / "detectors" / alert["docs"].rpartition("/")[2]).is_file()
+
+    (report,) = (json.loads(path.read_text()) for path in (folder / name).glob("*_final_report.json"))
+    assert (report["status"], report["totals"]["steps"], report["rldk_failures"]) == ("completed", 30, {})
+    assert report["health"]["verdict"] == ("critical" if raised else "no alerts")
+    assert f"Run {report['run_id']}: completed, 30 steps" in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import time
 
@@ -75,11 +76,22 @@ class TestLabels:
         assert codes(recorder)["eos_labels"] == 0
 
     def test_with_nothing_to_learn(self, tmp_path):
-        """Prompts that fill the whole length leave no label."""
-        rows = sft_rows([{"prompt": "the cat sat on a mat, " * 3, "completion": "yes."} for _ in range(16)])
-        recorder, lines = recorded("sft", tmp_path, train_dataset=rows, max_length=16)
-        assert facts(lines)["empty_label_frac"] == 1.0
-        assert codes(recorder)["empty_labels"] == 0
+        """A collator of the user's is not called out of turn: what it made is read as the model is given it."""
+        calls = []
+        plain = zoo.trainer("sft", tmp_path / "plain").data_collator
+
+        def masking(rows):
+            calls.append(len(rows))
+            batch = plain(rows)
+            batch["labels"][1:] = -100  # one row of four has labels
+            return batch
+
+        recorder, lines = recorded("sft", tmp_path, data_collator=masking)
+        assert "empty_label_frac" not in facts(lines)
+        assert lines[0]["metrics"]["empty_label_frac"] == 0.75
+        assert codes(recorder)["empty_labels"] == 1
+        assert calls[:2] == [4, 4]
+
 
 
 @pytest.mark.matrix
@@ -199,15 +211,9 @@ def test_setup_alerts_are_replayed_alike(tmp_path):
 
 
 def test_looking_changes_nothing(tmp_path):
-    """Random states of Python, numpy and torch are what they were, also if a collator draws."""
+    """The random states of Python, numpy and torch are what they were."""
     trainer = zoo.trainer("sft", tmp_path, eval_strategy="no", save_strategy="no")
-    collate = trainer.data_collator
-
-    def drawing(rows):
-        random.random(), np.random.rand(), torch.rand(1)
-        return collate(rows)
-
-    loader = torch.utils.data.DataLoader(trainer.train_dataset, collate_fn=drawing)
+    loader = trainer.get_train_dataloader()
     hook = {"model": trainer.model, "train_dataloader": loader, "processing_class": zoo.tokenizer()}
     trainer.state.max_steps = 8
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
@@ -249,3 +255,30 @@ class TestPPOStops:
         assert 1 <= trainer.state.global_step < 8
         assert (recorder.report["status"], recorder.report["reason"]) == ("stopped", "stop_on: kl_divergence")
         assert (tmp_path / f"checkpoint-{trainer.state.global_step}").is_dir()
+
+
+class Poison(transformers.TrainerCallback):
+    """Makes weights NaN at the end of a step: with GRPO the next generation raises, before anything is logged."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.nan)
+
+
+def test_a_run_that_died_of_its_weights_says_so(tmp_path):
+    """Nothing was logged between the NaN and the end: the weights are looked at when the run has died."""
+    recorder = RLDKCallback(tmp_path / "logs", run_id="run", log_interval=0)
+    trainer = zoo.trainer("grpo", tmp_path, callbacks=[Poison(3), recorder], max_steps=20, eval_strategy="no",
+                          save_strategy="no")
+    with pytest.raises(RuntimeError, match="nan"):
+        trainer.train()
+    deadline = time.monotonic() + 20
+    while recorder.report["status"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert recorder.report["status"] == "failed"
+    assert codes(recorder)["non_finite"] == 3
+    assert "NaN or infinite" in recorder.report["health"]["why"]

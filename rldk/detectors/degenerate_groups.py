@@ -11,6 +11,9 @@ from ._stats import Gain, Streak
 
 # At or above this every group of the batch was degenerate.
 _ALL = 0.999
+# Deviation of equal rewards, as a share of them: 0.7 has no exact float32, so that TRL finds a spread of 6e-8 and counts no
+# group as degenerate.
+_ROUNDING = 1e-6
 # Beyond this a reward is a mistake of its own, and would drown the statistics.
 _HUGE = 1e100
 # Weight of a log in the mean share: about the last 50.
@@ -20,8 +23,8 @@ _ALPHA = 0.04
 class DegenerateGroups(Detector):
     """All completions of a prompt get the same reward, in every group or in nearly every one.
 
-    What it sees: `frac_zero_std` and, where that is not logged (TRL up to 0.17), a `reward_std` of zero; `reward_mean` to know
-    a solved task.
+    What it sees: `frac_zero_std`, and a `reward_std` of zero or of rounding alone (TRL up to 0.17 logs no share, and later
+    ones miss a constant that float32 cannot hold, such as 0.7); `reward_mean` to know a solved task.
     Why it matters: GRPO and RLOO learn from differences inside a group. Without any, sampling is paid for and nothing is
     learnt.
     When it fires: critical when every group of the first `patience` logs is degenerate (twice as many while the reward is
@@ -68,15 +71,15 @@ class DegenerateGroups(Detector):
         metrics = event.metrics
         name = "frac_zero_std"
         value = share = metrics.get(name)
-        if share is None:
-            name = "reward_std"
-            value = metrics.get(name)
-            if value is None:
+        reward, spread = metrics.get("reward_mean"), metrics.get("reward_std")
+        if spread is not None and 0.0 <= spread <= _ROUNDING * max(1.0, abs(reward or 0.0)):
+            name, value, share = "reward_std", spread, 1.0
+        elif share is None:
+            if spread is None:
                 return ABSENT
-            share = 1.0 if value == 0.0 else 0.0 if value == value else value
+            name, value, share = "reward_std", spread, 0.0 if spread == spread else spread
         if not -_HUGE < share < _HUGE:
             return WARMING
-        reward = metrics.get("reward_mean")
         solved = False
         if reward is not None and -_HUGE < reward < _HUGE:
             self._gain.add(reward)
@@ -131,6 +134,8 @@ class DegenerateGroups(Detector):
     def examples(cls) -> Iterator[Example]:
         """A constant reward, a policy that stops varying, a sparse reward, and a solved task."""
         yield Example("constant reward", [{"frac_zero_std": 1.0, "reward_mean": 1.0, "reward_std": 0.0}] * 20, [5])
+        tiny = {"frac_zero_std": 0.0, "reward_mean": 0.7, "reward_std": 6e-8}
+        yield Example("a constant that float32 cannot hold", [tiny] * 20, [5])
         yield Example("the prompt is scored", [{"frac_zero_std": 1.0, "reward_mean": 1.0 + step % 3, "reward_std": 2.67}
                                                for step in range(20)], [5])
         yield Example("nobody has earned it", [{"frac_zero_std": 1.0, "reward_mean": 0.0}] * 20, [10])

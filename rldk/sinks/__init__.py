@@ -21,7 +21,8 @@ class Sink(Protocol):
     """
 
     @property
-    def lost(self) -> int: ...
+    def lost(self) -> int:
+        """See above."""
 
     def write(self, event: Event) -> None:
         """Takes one event.

@@ -53,7 +53,7 @@ class ConsoleSink:
         else:
             logger.log(
                 _LEVELS[Severity(alert.severity)], "step %d  %s [%s]: %s %s",
-                alert.step, alert.severity, alert.code, clean(alert.message), clean(alert.advice),
+                alert.evidence.get("escalated_at", alert.step), alert.severity, alert.code, clean(alert.message), clean(alert.advice),
             )
 
     def close(self) -> None:

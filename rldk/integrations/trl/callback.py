@@ -57,9 +57,9 @@ class RLDKCallback(TrainerCallback):
         jsonl_log_interval: Steps between event lines: the first log at or after the interval is written; evaluations,
             logs with an alert and the last log always. Detectors see every log whatever the intervals.
         enable_jsonl_logging: Whether to write the event stream.
-        alert_thresholds: By detector code, a number or a mapping of the detector's parameters. `kl_divergence`,
-            `clip_fraction`, `gradient_norm` and `memory_usage` are armed by giving them a number: absolute, in the
-            trainer's own unit; `memory_usage` is a share from 0 to 1.
+        alert_thresholds: By detector code, a number or a mapping of the detector's parameters. All detectors are armed
+            without it. A number for `kl_divergence`, `clip_fraction`, `gradient_norm` or `memory_usage` is absolute, in
+            the trainer's own unit, and replaces the calibrated rule; `memory_usage` is a share from 0 to 1.
         run_id: Name of the run and its files. By default the run name or output folder, the UTC time and four random
             digits.
         enable_resource_monitoring: Sample memory, CPU and this process's GPUs once a second, in a thread.
@@ -217,7 +217,7 @@ class RLDKCallback(TrainerCallback):
             active = self._active
             assert active is not None
             changed = active.log(state.global_step, logs)
-            if changed:
+            if changed or self._wish:
                 self._act(args, control, active, changed)
             if active.closed:
                 # Evaluated after training: the report takes it in.
@@ -278,6 +278,12 @@ class RLDKCallback(TrainerCallback):
 
     def _act(self, args: Any, control: Any, active: _Active, changed: list[Alert]) -> None:
         """Does what the user asked for on alerts."""
+        self._heed(active, changed)
+        if self._wish and not several_processes(args):
+            self._stop(args, control)
+
+    def _heed(self, active: _Active, changed: list[Alert]) -> None:
+        """Tells the user, and notes a wish to stop: what is seen from another thread is acted on at the next log."""
         self._tell(changed)
         if self.stop_on is not None:
             wish, codes = self.stop_on.wish(alert for alert in changed if alert.resolved_step is None)
@@ -285,8 +291,6 @@ class RLDKCallback(TrainerCallback):
                 self._wish, active.stop_reason = max(self._wish, wish), f"stop_on: {codes}"
                 active.recorder.extra["stop_requested"] = active.stop_reason
                 logger.warning("rldk: asking the trainer to stop (%s)", active.stop_reason)
-            if not several_processes(args):
-                self._stop(args, control)
 
     def _tell(self, changed: Iterable[Alert]) -> None:
         if self.on_alert is not None:
@@ -376,7 +380,7 @@ class _Active:
             self.recorder.record(self.reader.make(plan.resume_at or 0, {}, "train", (plan.note,)))
         # Rows of a training batch, over all processes and accumulation steps.
         self._rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * (args.world_size or 1)
-        self._last_step = plan.resume_at or 0
+        self._last_step = self._counted_step = plan.resume_at or 0
         self._last_log = time.perf_counter()
         self._paused = 0.0
         self.open(callback, state, training)
@@ -420,16 +424,17 @@ class _Active:
         """Records that nothing has been heard for so long; called from the watching thread."""
         reader = self.reader
         event = Event(
-            self._last_step, reader.now(), {"silence_s": seconds}, "train", {}, {}, reader.model_info,
+            self._last_step, round(reader.now(), 6), {"silence_s": round(seconds, 3)}, "train", {}, {}, reader.model_info,
             (f"no sign of life for {seconds:.0f} s; the training thread is in {where}",), timestamp(time.time()),
         )
-        self._callback._tell(self.recorder.record(event))
+        self._callback._heed(self, self.recorder.record(event))
 
     def log(self, step: int, logs: Mapping[str, Any]) -> list[Alert]:
         """Records one log call, and the checkpoints that have been analysed since the last."""
         changed = self.analysed() if self.checkpoints is not None and self.checkpoints.ready else []
         sampled = self.sampler.take() if self.sampler is not None else None
         event = self.reader.event(step, logs, sampled)
+        self._last_step = step
         if event.phase == "train":
             metrics: dict[str, Any] = event.metrics  # type: ignore[assignment]  # ours, and not yet seen by anyone
             if self.labels is not None:
@@ -445,13 +450,13 @@ class _Active:
         """Rows and tokens a second of training; evaluating and saving do not count."""
         now = time.perf_counter()
         seconds = now - self._last_log - self._paused
-        steps = step - self._last_step
+        steps = step - self._counted_step
         if seconds > 0 and steps > 0:
             metrics["samples_per_second"] = steps * self._rows_a_step / seconds
             tokens = event.data_slice.get("tokens_in")
             if tokens:
                 metrics["tokens_per_second"] = tokens / seconds
-        self._last_step, self._last_log, self._paused = step, now, 0.0
+        self._counted_step, self._last_log, self._paused = step, now, 0.0
 
     def pause(self) -> None:
         """Something other than training ends now; it began after the last step, or the last pause."""
