@@ -66,7 +66,8 @@ class Monitor:
         if isinstance(setup, dict):
             changed += self.begin(setup)
         shape = (event.phase, *event.metrics)
-        for watch in self._routes.get(shape) or self._route(shape):
+        route = self._routes.get(shape)
+        for watch in self._route(shape) if route is None else route:
             try:
                 answer = watch.judge(event)
             except Exception as error:  # noqa: BLE001  # a detector that fails must not take the others, or the run, with it
@@ -104,8 +105,16 @@ class Monitor:
                 watch.detector.configure(arguments)
             except Exception as error:  # noqa: BLE001  # as in observe
                 self._fail(watch, error)
-        info = {"trainer": setup.get("trainer")}
-        return self.observe(Event(setup.get("step", 0), setup.get("wall_time", 0.0), facts, "setup", model_info=info))
+        # A stream may come from anywhere, and detectors trust the types of what they are shown.
+        facts = {str(name): value for name, value in facts.items() if type(value) in (int, float)}
+        step, wall_time = setup.get("step"), setup.get("wall_time")
+        return self.observe(
+            Event(
+                step if type(step) is int else 0,
+                wall_time if type(wall_time) in (int, float) else 0.0,  # type: ignore[arg-type]  # a number, as tested
+                facts, "setup", model_info={"trainer": setup.get("trainer")},
+            )
+        )
 
     def _fail(self, watch: _Watch, error: Exception) -> None:
         """Leaves a detector out from now on; the report names it."""
@@ -138,17 +147,17 @@ class Monitor:
                 self._keep(watch, last._replace(resolved_step=None))
             return None
         watch.fired += 1
-        if len(self.alerts) < MAX_ALERTS:
-            watch.index = len(self.alerts)
-            self.alerts.append(None)  # type: ignore[arg-type]  # filled by _keep
-        else:
-            watch.index = -1
-            self.dropped_alerts += 1
         alert = Alert(
             detector.code, detector.title, finding.severity.value, event.step, event.wall_time, finding.metric,
             finding.value, finding.threshold, finding.message, detector.advice, finding.evidence,
             docs=f"{_DOCS}{detector.code}.md",
         )
+        if len(self.alerts) < MAX_ALERTS:
+            watch.index = len(self.alerts)
+            self.alerts.append(alert)  # whole: other threads, and a signal's handler, read the list at any moment
+        else:
+            watch.index = -1
+            self.dropped_alerts += 1
         self._keep(watch, alert)
         return alert
 

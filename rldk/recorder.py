@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ._files import read_alerts, replace_json
@@ -33,6 +34,9 @@ logger = logging.getLogger("rldk")
 
 # Fewer batches than one in a hundred steps, so that they are not what makes the slowest percent of steps slow.
 _EVENTS_HELD = 128
+# A thread waits no longer than this for another: that one may hang on a disk or a log handler, and a signal may have
+# interrupted what it needs.
+_PATIENCE_S = 10.0
 
 
 class Recorder:
@@ -115,7 +119,7 @@ class Recorder:
         Returns:
             The alerts that it raised.
         """
-        with self._one_at_a_time:
+        with self.alone():
             changed = self.monitor.begin(setup)
             self._setup = setup
             self._first_notes = _messages(changed)
@@ -128,17 +132,30 @@ class Recorder:
         Returns:
             The alerts that it raised, made worse or resolved.
         """
-        with self._one_at_a_time:
+        alone = self._one_at_a_time.acquire(timeout=_PATIENCE_S)
+        try:
             return self._record(event)
+        finally:
+            if alone:
+                self._one_at_a_time.release()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other threads out, as long as they and this one can wait."""
+        alone = self._one_at_a_time.acquire(timeout=_PATIENCE_S)
+        try:
+            yield
+        finally:
+            if alone:
+                self._one_at_a_time.release()
 
     def _record(self, event: Event) -> list[Alert]:
         changed = self.monitor.observe(event)
         if changed:
             event = event._replace(notes=event.notes + _messages(changed))
-        if self._setup is not None:
-            info = {**event.model_info, "setup": self._setup}
-            event = event._replace(model_info=info, notes=self._first_notes + event.notes)
-            self._setup = None
+        setup, self._setup = self._setup, None
+        if setup is not None:
+            event = event._replace(model_info={**event.model_info, "setup": setup}, notes=self._first_notes + event.notes)
         self._held.append(event)
         if len(self._held) >= _EVENTS_HELD:
             self._pass_on()
@@ -148,6 +165,8 @@ class Recorder:
                 sink.write(event)
             except OSError as error:
                 self._disk_trouble(error)
+                if sink is self._stream:
+                    self._setup = setup  # goes with the next event
             except Exception as error:  # noqa: BLE001  # a bug in a sink; counted and named in the report
                 self.guard.caught(f"sink {type(sink).__name__}", error)
         self._announce(changed)
@@ -213,12 +232,13 @@ class Recorder:
 
     def close(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Writes what is left, lets go of the files, and writes the report."""
-        self._pass_on()
-        for sink in self._sinks:
-            self._attempt(sink, sink.close)
-        if self._alerts_file.behind:
-            self._attempt(self._alerts_file, self._alerts_file.update)
-        return self.write_report(status, reason)
+        with self.alone():
+            self._pass_on()
+            for sink in self._sinks:
+                self._attempt(sink, sink.close)
+            if self._alerts_file.behind:
+                self._attempt(self._alerts_file, self._alerts_file.update)
+            return self.write_report(status, reason)
 
 
 def _messages(changed: Iterable[Alert]) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ class Silence:
         self._training_thread = threading.get_ident()
         self._stop = threading.Event()
         self.beat = time.perf_counter()  # set by whoever sees a sign of life
-        threading.Thread(target=self._watch, name="rldk-silence", daemon=True).start()
+        # A process that may have no more threads is trained in all the same.
+        guard.call("watch for silence", threading.Thread(target=self._watch, name="rldk-silence", daemon=True).start)
 
     def stop(self) -> None:
         """Ends the thread, without waiting for it."""
@@ -43,7 +44,9 @@ class Silence:
     def _watch(self) -> None:
         said = 0.0  # the beat that was spoken of
         next_limit = self._limit
-        while not self._stop.wait(self._limit / 10):
+        # Any limit that a user may give: 0 must not spin, and one beyond what a wait can take must not end the thread.
+        pause = min(max(self._limit / 10, 0.05), 60.0)
+        while not self._stop.wait(pause):
             beat = self.beat
             seconds = time.perf_counter() - beat
             if beat != said:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
 import random
 import time
+import weakref
 
 import datasets
 import numpy as np
@@ -282,3 +284,51 @@ def test_a_run_that_died_of_its_weights_says_so(tmp_path):
     assert recorder.report["status"] == "failed"
     assert codes(recorder)["non_finite"] == 3
     assert "NaN or infinite" in recorder.report["health"]["why"]
+
+
+class TestHarmless:
+    """What the review of this code found, so that it stays away."""
+
+    def test_masks_of_another_shape(self, tmp_path):
+        """A collator of the user's may make a mask that says nothing of a row's length."""
+        plain = zoo.trainer("sft", tmp_path / "plain").data_collator
+
+        def square(rows):
+            batch = plain(rows)
+            rows, length = batch["labels"].shape
+            batch["attention_mask"] = torch.ones(rows, 1, length, length, dtype=torch.bool).tril()
+            return batch
+
+        _, lines = recorded("sft", tmp_path, data_collator=square, steps=3)
+        assert lines[0]["metrics"]["eos_label_frac"] == 1.0
+
+    def test_the_model_is_let_go(self, tmp_path):
+        """Who keeps the recorder after training does not keep the model in memory."""
+        recorder = RLDKCallback(tmp_path / "logs", run_id="run", log_interval=0)
+        trainer = zoo.trainer("sft", tmp_path, callbacks=[recorder], max_steps=3, eval_strategy="no", save_strategy="no",
+                              report_to=["tensorboard"])
+        trainer.train()
+        model = weakref.ref(trainer.model)
+        del trainer
+        gc.collect()
+        assert model() is None
+        assert recorder.report["status"] == "completed"
+
+    def test_the_setup_is_written_with_the_first_line_that_is(self, tmp_path):
+        recorder = RLDKCallback(tmp_path / "logs", run_id="run", jsonl_log_interval=5)
+        _, lines = recorded("sft", tmp_path, recorder=recorder, steps=12)
+        assert lines[0]["step"] == 5
+        assert facts(lines)["trainable_frac"] == 1.0
+
+    def test_a_wish_to_stop_ends_with_its_training(self, tmp_path):
+        recorder = RLDKCallback(tmp_path / "logs", stop_on="gradient_norm", alert_thresholds={"gradient_norm": 1e9})
+        recorder._wish = 2
+        trainer = zoo.trainer("sft", tmp_path, callbacks=[recorder], max_steps=4, eval_strategy="no", save_strategy="no")
+        trainer.train()
+        assert trainer.state.global_step == 4
+
+    @pytest.mark.parametrize("floor", [0.0, 1e12])
+    def test_any_patience(self, floor, tmp_path):
+        recorder = RLDKCallback(tmp_path / "logs", run_id="run", alert_thresholds={"stall.floor": floor})
+        recorded("sft", tmp_path, recorder=recorder, steps=4)
+        assert recorder.report["status"] == "completed"

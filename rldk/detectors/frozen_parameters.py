@@ -55,7 +55,8 @@ class FrozenParameters(Detector):
         self.least = number_parameter(self.code, "least", least, low=0.0, high=1.0)
         self.least_adapter = number_parameter(self.code, "least_adapter", least_adapter, low=0.0, high=1.0)
         self._rate: float | None = None  # the full learning rate, where the arguments say it
-        self._highest_lr: float | None = None  # since training began
+        self._highest_lr: float | None = None  # of the whole run
+        self._lr_here: float | None = None  # highest since training began, or went on: what the weights were sampled at
         self._lr_since: float | None = None  # highest since the checkpoint before
         self._gradient: bool | None = None  # whether a gradient norm above 0 was logged; None if none was logged
         self._at_start: Finding | None = None
@@ -63,7 +64,8 @@ class FrozenParameters(Detector):
         self._still = 0  # looks in a row at which most tensors had not moved
 
     def configure(self, arguments: Mapping[str, Any]) -> None:
-        """Takes note of the full learning rate."""
+        """Takes note of the full learning rate. A resume begins with a new sample of the weights."""
+        self._lr_here, self._still = None, 0
         rate = arguments.get("learning_rate")
         self._rate = rate if isinstance(rate, (int, float)) and 0.0 < rate < 1e9 else None
 
@@ -74,6 +76,8 @@ class FrozenParameters(Detector):
         if lr is not None and lr >= 0.0:
             if self._highest_lr is None or lr > self._highest_lr:
                 self._highest_lr = lr
+            if self._lr_here is None or lr > self._lr_here:
+                self._lr_here = lr
             if self._lr_since is None or lr > self._lr_since:
                 self._lr_since = lr
         if not self._gradient:
@@ -112,7 +116,7 @@ class FrozenParameters(Detector):
     def _moved(self, event: Event, share: float) -> Answer:
         if share != share:
             return WARMING
-        lr = self._highest_lr
+        lr = self._lr_here
         waiting = lr == 0.0 or (lr is not None and self._rate is not None and lr < _WARM * self._rate)
         if self._gradient is False and event.step < _SPARSE_STEPS and event.model_info.get("trainer") in _SAMPLING:
             waiting = True

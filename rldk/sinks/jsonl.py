@@ -53,8 +53,11 @@ class JsonlSink:
         """What to write of this event: all of it, or nothing for now."""
         if event.phase == "train":
             if self._pending is not None:
-                # Tokens of events that are not written belong to the next one that is.
+                # Tokens of events that are not written belong to the next one that is, and so does the run's set-up.
                 event = event._replace(data_slice=_sum(self._pending.data_slice, event.data_slice))
+                setup = self._pending.model_info.get("setup")
+                if setup is not None:
+                    event = event._replace(model_info={**event.model_info, "setup": setup})
                 self._pending = None
             if event.step < self._due and not event.notes:
                 self._pending = event

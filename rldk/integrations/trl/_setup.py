@@ -127,7 +127,10 @@ class LabelCount:
 
     def add(self, batch: Mapping[str, Any]) -> None:
         """Takes a collated batch with `labels`, one row a text."""
-        lengths = batch["attention_mask"].sum(-1).tolist() if batch.get("attention_mask") is not None else []
+        mask: Any = batch.get("attention_mask")
+        # One row a text: some collators make masks of four dimensions, or objects of other kinds.
+        plain = self._ends and getattr(mask, "shape", None) == batch["labels"].shape
+        lengths = mask.sum(-1).tolist() if plain else []
         for number, labels in enumerate(batch["labels"].tolist() if self._ends else ()):
             wanted = {token for token in labels if token != -100}
             self.rows += 1
@@ -152,16 +155,26 @@ class LabelPeek:
     Args:
         args: The trainer's arguments.
         hook: What the trainer hands to `on_train_begin`.
+        guard: Catches what goes wrong, since it is called from inside the model.
     """
 
-    def __init__(self, args: Any, hook: Mapping[str, Any]) -> None:
+    def __init__(self, args: Any, hook: Mapping[str, Any], guard: Guard) -> None:
         model = hook["model"]
         self._count = LabelCount(args, _end_tokens(hook.get("processing_class"), model))
+        self._guard = guard
+        self._seen = 0
         self._handle = model.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, module: Any, positional: Any, named: Mapping[str, Any]) -> None:
-        if self._count.rows < _ROWS_PEEKED and getattr(named.get("labels"), "ndim", 0) == 2:
-            self._count.add(named)
+        import torch  # loaded in any training process
+
+        # Not while evaluating; and a compiler that traces the model finds nothing here.
+        if torch.compiler.is_compiling() or self._seen >= _ROWS_PEEKED or not module.training:
+            return
+        labels: Any = named.get("labels")
+        if getattr(labels, "ndim", 0) == 2:
+            self._seen += len(labels)
+            self._guard.call("look at the labels", self._count.add, named)
 
     def end(self) -> dict[str, float]:
         """Lets go of the model and gives the facts."""
@@ -186,9 +199,16 @@ def _reference(model: Any, reference: Any) -> dict[str, float]:
     policy = getattr(model, "policy", model)
     if policy is None or reference is None or not hasattr(reference, "parameters"):
         return {}
-    places = {item.data_ptr() for item in policy.parameters() if item.numel() and item.requires_grad}
-    theirs = [item.data_ptr() for item in reference.parameters() if item.numel()]
+    places = {_place(item) for item in policy.parameters() if item.requires_grad}
+    theirs = [place for item in reference.parameters() if (place := _place(item))]
     return {"ref_shared_frac": sum(place in places for place in theirs) / len(theirs)} if theirs else {}
+
+
+def _place(item: Any) -> int:
+    """Where a parameter lies, 0 for one without memory of its own: a sharded one (DTensor) has it in its local part."""
+    item = item.detach()
+    item = item.to_local() if hasattr(item, "to_local") else item
+    return int(item.data_ptr()) if item.numel() else 0
 
 
 def _balance(args: Any, hook: Mapping[str, Any]) -> dict[str, float]:

@@ -11,7 +11,6 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +174,7 @@ class RLDKCallback(TrainerCallback):
     @guarded
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the run, or goes on with it after a resume."""
+        self._wish, self._leaving = 0, False  # of an earlier training, which may have died before it heeded them
         if state.is_world_process_zero:
             self._begin(args, state, kwargs, training=True)
             active = self._active
@@ -368,7 +368,7 @@ class _Active:
             jsonl_interval=callback.jsonl_log_interval if callback.enable_jsonl_logging else 0,
             console_interval=callback.log_interval,
             resume_at=plan.resume_at,
-            trackers=TrackerSink(args.report_to or (), partial(_writers, trainer_of(state)), kept_in=str(plan.files.alerts)),
+            trackers=TrackerSink(args.report_to or (), _writers_of(trainer_of(state)), kept_in=str(plan.files.alerts)),
         )
         self.recorder.skipped = self.reader.skipped
         if plan.resume_at is not None:
@@ -393,6 +393,7 @@ class _Active:
             if self.sampler is not None:
                 self.sampler.stop()
         self.training, self.closed = training, False
+        self._state = weakref.ref(state)
         self._last_log = time.perf_counter()
         self.recorder.write_report("running")
         self.ending = Ending(callback._finish, state)
@@ -408,8 +409,10 @@ class _Active:
         guard, model = self._callback.guard, hook.get("model")
         facts = guard.call("set-up", facts_of, args, state, self.reader.trainer, hook, trainer_of(state), guard) or {}
         self.weights = guard.call("sample of the weights", WeightWatch, model, state.global_step) if model is not None else None
-        if self.reader.trainer == "sft" and "empty_label_frac" not in facts and not getattr(args, "torch_compile", False):
-            self.labels = guard.call("look at the labels", LabelPeek, args, hook)
+        unseen = self.reader.trainer == "sft" and "empty_label_frac" not in facts
+        # Compiled, a hook would be traced; where sequences are split over processes, each sees a part of the rows.
+        if unseen and model is not None and not (args.torch_compile or getattr(args, "parallelism_config", None)):
+            self.labels = guard.call("look at the labels", LabelPeek, args, hook, guard)
         setup = {
             "step": state.global_step,
             "wall_time": round(self.reader.now(), 6),
@@ -427,10 +430,14 @@ class _Active:
             self._last_step, round(reader.now(), 6), {"silence_s": round(seconds, 3)}, "train", {}, {}, reader.model_info,
             (f"no sign of life for {seconds:.0f} s; the training thread is in {where}",), timestamp(time.time()),
         )
-        self._callback._heed(self, self.recorder.record(event))
+        with self.recorder.alone():
+            # A run that has ended meanwhile is not silent, nor one of which only an evaluation, or a log, was seen.
+            changed = [] if self.closed or not self.training else self.recorder.record(event)
+        self._callback._heed(self, changed)
 
     def log(self, step: int, logs: Mapping[str, Any]) -> list[Alert]:
         """Records one log call, and the checkpoints that have been analysed since the last."""
+        self.silence.beat = time.perf_counter()
         changed = self.analysed() if self.checkpoints is not None and self.checkpoints.ready else []
         sampled = self.sampler.take() if self.sampler is not None else None
         event = self.reader.event(step, logs, sampled)
@@ -479,7 +486,11 @@ class _Active:
         if not bad:
             return []
         note = "looked at when the run died"
-        return self.recorder.record(self.reader.make(self._last_step, {"param_nonfinite": bad}, "checkpoint", (note,)))
+        # The step that the weights are of, and not the last log's: a checkpoint between both, from which the run may go
+        # on, was sound.
+        state = self._state()
+        step = self._last_step if state is None else max(self._last_step, state.global_step)
+        return self.recorder.record(self.reader.make(step, {"param_nonfinite": bad}, "checkpoint", (note,)))
 
     def close(self, status: str, reason: str | None) -> list[Alert]:
         """Ends threads, records what is left, and writes the report."""
@@ -492,7 +503,10 @@ class _Active:
         if self.sampler is not None:
             self.sampler.stop()
             self.sampler = None
-        changed: list[Alert] = self._autopsy() if status == "failed" else []
+        changed: list[Alert] = []
+        if status == "failed" and reason != "SIGTERM":  # the time that is left after a signal is not ours
+            self.recorder.write_report(status, reason)  # whatever becomes of the look
+            changed = self._autopsy()
         if self.checkpoints is not None:
             done = self.checkpoints.finish(_CHECKPOINT_WAIT_S if status == "completed" else 1.0)
             changed += self.analysed()
@@ -502,6 +516,12 @@ class _Active:
         self.recorder.close(status, reason)
         self._plan.release()
         return changed
+
+
+def _writers_of(trainer: Any) -> Callable[[], list[Any]]:
+    """Gives the writers of a trainer, without keeping it: who keeps the callback must not keep the model."""
+    found = weakref.ref(trainer) if trainer is not None else lambda: None
+    return lambda: _writers(found())
 
 
 def _writers(trainer: Any) -> list[Any]:
