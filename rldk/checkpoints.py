@@ -108,7 +108,7 @@ class CheckpointAnalyser:
                     difference = float((samples[name] - before).nan_to_num(0.0, 0.0, 0.0).square().sum())
                     changed += difference
                     reference += float(before.nan_to_num(0.0, 0.0, 0.0).square().sum())
-                    unchanged += difference == 0.0
+                    unchanged += bool((samples[name] == before).all())  # and not the difference: NaN is a change
         except FileNotFoundError:
             return CheckpointResult(step, {}, (f"checkpoint at step {step} was deleted before it could be read",))
         self._samples = samples

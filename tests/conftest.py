@@ -29,12 +29,15 @@ def _own_folder(tmp_path, monkeypatch):
 def run_script(tmp_path):
     """Runs a script in a process of its own, with the repository and the tests importable; returns what it did."""
 
+    # wandb leaves there the address of its service, which would then serve the script as well.
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+
     def run(source: str, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "script.py"
         script.write_text(source)
         return subprocess.run(
             [sys.executable, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=timeout,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment},
+            env={**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment},
         )
 
     return run

@@ -124,7 +124,7 @@ def test_checkpoints_of_a_real_run(tmp_path):
     assert saved.step.tolist() == [3, 6]
     assert saved.param_nonfinite.tolist()[0] == 0 and saved.param_nonfinite.tolist()[1] >= 7
     alerts = json.loads((tmp_path / "logs" / "r_alerts.json").read_text())
-    assert [alert["severity"] for alert in alerts] == ["critical"]
+    assert [(alert["code"], alert["severity"]) for alert in alerts] == [("non_finite", "critical")]
 
 
 def test_analysis_can_be_switched_off(tmp_path):

@@ -116,9 +116,11 @@ def causal_lm(seed: int = 0, eos_bias: float = 0.0) -> LlamaForCausalLM:
     # the bias has to live in stock weights: one constant channel, the only one that the head's EOS row reads.
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 1.0
-        constant = model.model(torch.arange(_VOCAB_SIZE)[:, None]).last_hidden_state[..., 0].mean()
+        channel = model.model(torch.arange(_VOCAB_SIZE)[:, None]).last_hidden_state[..., 0]
+        if eos_bias and channel.mean().abs() < channel.std() / 2:
+            return causal_lm(seed + 1000, eos_bias)  # in this model the channel is not constant enough to carry a bias
         model.lm_head.weight[_EOS] = 0.0
-        model.lm_head.weight[_EOS, 0] = eos_bias / constant
+        model.lm_head.weight[_EOS, 0] = eos_bias / channel.mean()
     return model
 
 

@@ -84,19 +84,20 @@ def head_to_head(tools: Sequence[Tool], known: Mapping[str, Facts], split: str) 
     for tool in tools:
         total = score(run for run in tool.outcomes if _in(split, run, known))
         if tool.own_codes:
-            verdict = _verdict(total) if split != "tune" else ""
+            verdict = _verdict(total, split) if split != "tune" else ""
             rows.append((f"{tool.name}, right code", *_numbers(total, right=True), verdict))
         rows.append((f"{tool.name} {tool.version}, any alarm", *_numbers(total, right=False), ""))
-    note = "; healthy logs are those of seeds 5 to 14" if split == "faults" else ""
+    note = "; healthy logs are only those before their onset" if split == "faults" else ""
     return Table(f"Head to head, {SPLITS[split]}{note}", header, rows)
 
 
-def _verdict(total: Score) -> str:
+def _verdict(total: Score, split: str) -> str:
+    """Whether what must be reached is; false alarms are a matter of the healthy runs, which belong to no fault."""
     missed = [
         name
         for name, bad in (
             ("caught", not total.caught_share >= _CAUGHT),
-            ("false", not total.false_rate <= _FALSE),
+            ("false", split != "faults" and not total.false_rate <= _FALSE),
             ("delay", total.delay is None or total.delay > _DELAY),
         )
         if bad
