@@ -28,7 +28,6 @@ def _own_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def run_script(tmp_path):
     """Runs a script in a process of its own, with the repository and the tests importable; returns what it did."""
-
     # wandb leaves there the address of its service, which would then serve the script as well.
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
 

@@ -40,14 +40,13 @@ class TestTheNumbers:
 
     def test_of_the_report(self, outcomes):
         total = of_split(outcomes, "seeds", "faults")
-        assert total.caught_share >= 0.95
-        assert total.false_rate <= 0.2
-        assert total.delay <= 10
+        assert total.caught_share >= 0.95 and total.false_rate <= 0.2 and total.delay <= 10
+        assert total.caught >= 591 and total.false <= 5 and total.delay <= 5
 
     def test_of_the_held_out_faults(self, outcomes):
         total = of_split(outcomes, "faults")
-        assert total.caught_share >= 0.95
-        assert total.delay <= 10
+        assert total.caught_share >= 0.95 and total.delay <= 10
+        assert total.caught >= 193 and total.delay <= 5
 
     def test_of_the_page(self, tmp_path):
         """docs/benchmark.md says what the stored streams give now. If this fails: look, then write the page anew."""
@@ -62,7 +61,7 @@ class TestThePlan:
         faults = [facts for facts in KNOWN.values() if not facts.healthy]
         assert len(faults) >= 20
         assert all(KNOWN[facts.twin].healthy for facts in faults)
-        assert len([facts for facts in faults if facts.held_out]) >= len(faults) / 3 - 1
+        assert len([facts for facts in faults if facts.held_out]) >= len(faults) / 3
         healthy = 0
         keys = set()
         for facts in KNOWN.values():

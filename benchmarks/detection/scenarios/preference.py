@@ -97,6 +97,17 @@ def _dpo_nan(run: Run) -> Any:
     return _dpo(run, injuries=[At(_ONSET, poison)])
 
 
+def _dpo_stale_optimizer(run: Run) -> Any:
+    """The optimizer holds the tensors of a model that was made anew since."""
+    model = zoo.causal_lm(run.seed)
+    others = zoo.causal_lm(run.seed)
+    return _dpo(run, model=model, optimizers=optimizer_with(others.parameters(), _KTO_RATE, lambda step: 1.0))
+
+
+def _kto_warmup_too_long(run: Run) -> Any:
+    return _kto(run, warmup_steps=10 * run.steps)
+
+
 def _kto_one_sided(run: Run) -> Any:
     return _kto(run, train_dataset=Language(run.seed).labelled(_rows(run), undesirable=2 / 64))
 
@@ -114,6 +125,10 @@ def _kto_lr_dies(run: Run) -> Any:
 
 def _reward_random_labels(run: Run) -> Any:
     return _reward(run, flipped=0.5)
+
+
+def _reward_nan(run: Run) -> Any:
+    return _reward(run, injuries=[At(_ONSET, poison)])
 
 
 def _reward_damaged(run: Run) -> Any:
@@ -170,6 +185,14 @@ SCENARIOS = [
         "loss_spike", "gradient_norm", "non_finite", "zero_loss", "likelihood_displacement", held_out=True,
     ),
     _scenario("dpo_nan", "One weight becomes NaN in the middle.", _dpo_nan, "non_finite", "zero_loss", onset=_ONSET),
+    _scenario(
+        "dpo_stale_optimizer", "The optimizer holds other tensors than the model's.", _dpo_stale_optimizer,
+        "frozen_parameters", "preference_signal", held_out=True,
+    ),
+    _scenario(
+        "kto_warmup_too_long", "A warm-up ten times as long as the run.", _kto_warmup_too_long,
+        "learning_rate", held_out=True,
+    ),
     _scenario("kto_one_sided", "62 desirable rows for 2 undesirable ones.", _kto_one_sided, "kto_imbalance"),
     _scenario(
         "kto_nan", "One weight becomes NaN in the middle.", _kto_nan,
@@ -178,6 +201,10 @@ SCENARIOS = [
     _scenario(
         "kto_lr_dies", "The learning rate falls to 0 at a third of the run.", _kto_lr_dies,
         "learning_rate", onset=_DEAD_FROM, held_out=True,
+    ),
+    _scenario(
+        "reward_nan", "One weight becomes NaN in the middle.", _reward_nan,
+        "non_finite", "zero_loss", onset=_ONSET, held_out=True,
     ),
     _scenario(
         "reward_random_labels", "Labels by the toss of a coin, fresh pairs all along.", _reward_random_labels,
