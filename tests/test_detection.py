@@ -70,7 +70,8 @@ class TestThePlan:
                 if facts.healthy:
                     healthy += sum(map(is_logged, run.rows))
         assert healthy >= 50_000
-        assert keys == set(plan.plan(KNOWN))
+        assert keys >= set(plan.plan(KNOWN))
+        assert {key.seed for key in keys - set(plan.plan(KNOWN))} <= set(plan.TUNING_SEEDS)  # of earlier plans
         assert {KNOWN[key.scenario].trainer for key in keys} == {"sft", "dpo", "kto", "reward", "grpo", "rloo", "ppo"}
         assert {key.trl for key in keys} == {"0.23.1", "1.12.0", "1.16.0"}
         for facts in faults:
