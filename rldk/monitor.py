@@ -53,7 +53,7 @@ class Monitor:
         self.revision = 0  # changes whenever `alerts` does
         self.dropped_alerts = 0
         self._watches = [_Watch(detector) for detector in detectors]
-        self._routes: dict[tuple[str, ...], list[_Watch]] = {}
+        self._routes: dict[tuple[Any, ...], list[_Watch]] = {}
 
     def observe(self, event: Event) -> list[Alert]:
         """Shows one event to the detectors.
@@ -62,10 +62,11 @@ class Monitor:
             The alerts that this event raised or made worse (`resolved_step` is None), or resolved.
         """
         changed: list[Alert] = []
-        setup = event.model_info.get("setup")
+        info = event.model_info
+        setup = info.get("setup")
         if isinstance(setup, dict):
             changed += self.begin(setup)
-        shape = (event.phase, *event.metrics)
+        shape = (event.phase, info.get("trainer"), *event.metrics)
         route = self._routes.get(shape)
         for watch in self._route(shape) if route is None else route:
             try:
@@ -122,14 +123,15 @@ class Monitor:
         watch.failed = True
         self._routes.clear()
 
-    def _route(self, shape: tuple[str, ...]) -> list[_Watch]:
-        """The detectors that events of one phase with these metrics concern; remembered, since most events are alike."""
-        phase, metrics = shape[0], frozenset(shape[1:])
+    def _route(self, shape: tuple[Any, ...]) -> list[_Watch]:
+        """The detectors that events of one phase and family with these metrics concern; remembered, since most events are alike."""
+        phase, trainer, metrics = shape[0], shape[1], frozenset(shape[2:])
         route = [
             watch
             for watch in self._watches
             if not watch.failed
             and phase in watch.detector.phases
+            and trainer not in watch.detector.left_out
             and not (watch.detector.only_watched and metrics.isdisjoint(watch.detector.watches))
         ]
         if len(self._routes) < _ROUTES:

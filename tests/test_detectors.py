@@ -209,6 +209,17 @@ class TestEach:
                     assert detector.judge(Event(step, step * 0.1, rest, phase, model_info=info)) is ABSENT
                 assert pickle.dumps(detector) == before
 
+    def test_whom_it_leaves_out(self, cls):
+        """Runs of a family that it says it leaves out get no answer but absent."""
+        draw = np.random.default_rng(9)
+        for trainer in cls.left_out:
+            detector = cls()
+            for step in range(1, 50):
+                row = {name: float(draw.lognormal()) for name in METRICS}
+                for phase in cls.phases:
+                    event = Event(step, step * 0.1, row, phase, model_info={"trainer": trainer})
+                    assert detector.judge(event) is ABSENT
+
     def test_constant_memory(self, cls):
         """Its state after 20,000 events is no larger than after 2,000."""
         detector = cls()

@@ -92,6 +92,7 @@ class Detector(ABC):
         watches: Canonical names, any of which makes it judge an event; empty for all.
         only_watched: Whether an event without any of `watches` neither gets an answer but absent nor changes its state:
             such events are then not shown to it, which costs less.
+        left_out: Families of trainers whose events it never judges, and is not shown.
         needs: What it must have seen before it can judge, for the report of one that never could.
         advice: What to try first, in TRL's parameter names.
         phases: Phases of events that it is shown; `setup` stands for what is known before the first step.
@@ -103,6 +104,7 @@ class Detector(ABC):
     title: ClassVar[str]
     watches: ClassVar[tuple[str, ...]] = ()
     only_watched: ClassVar[bool] = False
+    left_out: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     phases: ClassVar[frozenset[str]] = frozenset({"train"})

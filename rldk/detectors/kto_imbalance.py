@@ -40,6 +40,7 @@ class KtoImbalance(Detector):
     code = "kto_imbalance"
     title = "KTO labels out of balance"
     watches = ("kto_balance", "reward_chosen", "reward_rejected")
+    only_watched = True
     needs = "a KTO run"
     advice = (
         "Set desirable_weight or undesirable_weight so that weight x rows of the desirable over the undesirable side lies "

@@ -48,6 +48,7 @@ class LossSpike(Detector):
     title = "Loss spike or divergence"
     watches = ("loss",)
     only_watched = True
+    left_out = _CENTRED
     needs = "a loss that is always positive; that of GRPO, RLOO and PPO is centred at 0"
     advice = (
         "Lower learning_rate or lengthen warmup_steps, set max_grad_norm=1.0, and look at this step's batch; if the loss "

@@ -40,6 +40,7 @@ class NegativeKL(Detector):
     title = "Negative KL divergence"
     watches = ("kl_mean",)
     only_watched = True
+    left_out = _OTHERS
     needs = "a k1 estimate of the divergence, which PPO and RLOO log"
     advice = (
         "Sample from the plain distribution: top_k=0, top_p=1.0, no min_length, the temperature of training. Check pad and "

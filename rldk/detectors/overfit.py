@@ -42,6 +42,7 @@ class Overfit(Detector):
     code = "overfit"
     title = "Overfitting"
     watches = ("loss",)
+    left_out = _ONLINE
     needs = "eval_loss of at least four evaluations (eval_strategy)"
     advice = (
         "Stop here and keep the best checkpoint (load_best_model_at_end=True with EarlyStoppingCallback); then fewer "
