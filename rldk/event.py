@@ -212,6 +212,8 @@ def decode(record: Mapping[str, Any]) -> Event | None:
         run_id = info.pop("run_id")
         if type(run_id) in (int, float):
             info["run_id"] = str(run_id)
+    if type(info.get("trainer", "")) is not str:
+        del info["trainer"]
     rng, data, notes, time = get("rng"), get("data_slice"), get("notes"), get("time")
     return Event(
         step,

@@ -108,12 +108,12 @@ class Monitor:
                 self._fail(watch, error)
         # A stream may come from anywhere, and detectors trust the types of what they are shown.
         facts = {str(name): value for name, value in facts.items() if type(value) in (int, float)}
-        step, wall_time = setup.get("step"), setup.get("wall_time")
+        step, wall_time, trainer = map(setup.get, ("step", "wall_time", "trainer"))
         return self.observe(
             Event(
                 step if type(step) is int else 0,
                 wall_time if type(wall_time) in (int, float) else 0.0,  # type: ignore[arg-type]  # a number, as tested
-                facts, "setup", model_info={"trainer": setup.get("trainer")},
+                facts, "setup", model_info={"trainer": trainer} if type(trainer) is str else {},
             )
         )
 

@@ -133,6 +133,14 @@ deep = st.integers(1, 1500).map(lambda depth: "[" * depth + "]" * depth) | st.in
     lambda depth: '{"a":' * depth + "1" + "}" * depth
 )
 
+ARGUMENTS = [
+    "beta", "learning_rate", "lr_scheduler_type", "logging_steps", "max_grad_norm", "max_steps", "warmup_steps", "num_train_epochs",
+    "loss_type", "epsilon_high", "generation_kwargs", "importance_sampling_level", "max_completion_length", "reward_weights",
+    "vllm_importance_sampling_mode", "trainer",
+]
+FACTS = [
+    "trainable_frac", "uses_adapter", "warmup_frac", "eos_label_frac", "empty_label_frac", "ref_shared_frac", "kto_balance",
+]
 event_keys = ["step", "wall_time", "metrics", "rng", "data_slice", "model_info", "notes", "time", "nonfinite"]
 raw_keys = [
     "step",
@@ -168,7 +176,18 @@ event_like = st.fixed_dictionaries(
             optional={
                 "run_id": st.sampled_from(["a", "b"]) | anything,
                 "phase": st.sampled_from(["train", "eval", "checkpoint", "summary"]) | anything,
-                "trainer": anything,
+                "trainer": st.sampled_from(["ppo", "grpo"]) | anything,
+                "setup": st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "step": steps,
+                        "wall_time": scalars,
+                        "trainer": st.sampled_from(["kto", "sft"]) | anything,
+                        "arguments": st.dictionaries(st.sampled_from(ARGUMENTS), anything, max_size=3) | anything,
+                        "facts": st.dictionaries(st.sampled_from(FACTS), anything, max_size=3) | anything,
+                    },
+                )
+                | anything,
             },
         )
         | anything,
