@@ -13,6 +13,7 @@ demo:           ## train a small language model with GRPO under RLDKCallback, of
 	@py=$$($(PYTHON) scripts/env.py demo) && $$py examples/grpo_demo.py
 
 test:           ## all tests on the newest TRL
+	@bash scripts/chromium.sh
 	@py=$$($(PYTHON) scripts/env.py test) && OMP_NUM_THREADS=1 $$py -m pytest $(ARGS)
 
 lint:           ## ruff and mypy

@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     from .ingest import ingest_runs as ingest_runs
     from .integrations.trl import EventWriterCallback as EventWriterCallback
     from .integrations.trl import RLDKCallback as RLDKCallback
+    from .loaded import load as load
+    from .model_card import add_training_health as add_training_health
     from .rebuild import rebuild_run as rebuild_run
 
-__all__ = ["EventWriter", "EventWriterCallback", "RLDKCallback", "__version__", "ingest_runs", "rebuild_run"]
+__all__ = [
+    "EventWriter", "EventWriterCallback", "RLDKCallback", "__version__", "add_training_health", "ingest_runs", "load",
+    "rebuild_run",
+]
 
 _HOMES = {
     "EventWriter": ".emit",
     "EventWriterCallback": ".integrations.trl",
     "RLDKCallback": ".integrations.trl",
+    "add_training_health": ".model_card",
     "ingest_runs": ".ingest",
+    "load": ".loaded",  # not `.load`: importing a module of that name would put it in the function's place
     "rebuild_run": ".rebuild",
 }
 

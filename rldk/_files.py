@@ -10,7 +10,7 @@ import orjson
 
 from .event import Alert, sanitised
 
-__all__ = ["read_alerts", "read_object", "replace_bytes", "replace_json"]
+__all__ = ["json_bytes", "read_alerts", "read_object", "replace_bytes", "replace_json"]
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
@@ -29,19 +29,23 @@ def replace_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def json_bytes(value: Any) -> bytes:
+    """A value as indented JSON, with a newline. What JSON cannot say is written as its string."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+    try:
+        return orjson.dumps(value, default=str, option=options)
+    except TypeError:
+        # Lone surrogates in a metric's name or integers beyond 64 bits: never worth losing a report.
+        return orjson.dumps(sanitised(value), option=options)
+
+
 def replace_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, atomically. What JSON cannot say is written as its string.
+    """Writes a value as indented JSON (`json_bytes`), atomically.
 
     Raises:
         OSError: If it cannot be written.
     """
-    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
-    try:
-        content = orjson.dumps(value, default=str, option=options)
-    except TypeError:
-        # Lone surrogates in a metric's name or integers beyond 64 bits: never worth losing a report.
-        content = orjson.dumps(sanitised(value), option=options)
-    replace_bytes(path, content)
+    replace_bytes(path, json_bytes(value))
 
 
 def read_object(path: Path) -> dict[str, Any]:

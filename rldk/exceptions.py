@@ -15,6 +15,9 @@ Catch `RLDKError` to handle all of them. The built-in bases are there so that co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 __all__ = [
     "ConfigurationError",
     "EmptyLogError",
@@ -60,4 +63,10 @@ class EmptyLogError(IngestError, ValueError):
 
 
 class UnknownSchemaError(IngestError, ValueError):
-    """Records were read but no step or metric was recognised; the message suggests a `field_map`."""
+    """Records were read but no step or metric was recognised; the message suggests a `field_map`.
+
+    Attributes:
+        field_map: The suggestion.
+    """
+
+    field_map: Mapping[str, str] = MappingProxyType({})

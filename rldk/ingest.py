@@ -10,7 +10,8 @@ import difflib
 import glob
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ from .text import clean
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["events_of", "find_logs", "ingest_runs", "open_log"]
+__all__ = [
+    "events_of", "find_all", "find_logs", "ingest_all", "ingest_runs", "open_log", "oriented", "run_name", "run_names",
+    "unreadable",
+]
 
 _STREAMS = "*_events.jsonl"
 _STATE = "trainer_state.json"
@@ -59,26 +63,31 @@ def ingest_runs(
         train.plot(x="step", y=["reward_mean", "kl_mean"], subplots=True)
         ```
     """
+    return ingest_all([source], adapter_hint, field_map)
+
+
+def ingest_all(
+    sources: Iterable[str | os.PathLike[str]], adapter_hint: str | None = None, field_map: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Reads the logs of several sources into one DataFrame, each file once; everything else as `ingest_runs`."""
     from .frame import FrameBuilder  # here, since it brings pandas, which reading events alone does not need
 
-    mapping = _oriented(field_map)
     builder = FrameBuilder()
-    logs, empty = _open_all(source, adapter_hint, mapping)
-    for log in logs:
-        run_id = _run_name(log.path)
+    logs, empty = _open_all(sources, adapter_hint, oriented(field_map))
+    for log, name in zip(logs, run_names([log.path for log in logs])):
         try:
-            builder.extend(log.rows(run_id))
+            builder.extend(log.rows(name))
         except OSError as error:
             raise NoLogsError(f"cannot read {log.path}: {error}") from error
     damaged = [log.damage for log in logs if log.damage.count]
     if not len(builder):
-        raise _nothing_read(logs)
+        raise unreadable(logs)
     frame = builder.build()
     frame.attrs["skipped_lines"] = sum(damage.count for damage in damaged)
     if damaged:
-        warnings.warn("rldk: skipped lines: " + "; ".join(map(str, damaged[:10])), UserWarning, stacklevel=2)
+        warnings.warn("rldk: skipped lines: " + "; ".join(map(str, damaged[:10])), UserWarning, stacklevel=3)
     if empty:
-        warnings.warn("rldk: skipped files: " + "; ".join(map(str, empty[:10])), UserWarning, stacklevel=2)
+        warnings.warn("rldk: skipped files: " + "; ".join(map(str, empty[:10])), UserWarning, stacklevel=3)
     return frame
 
 
@@ -88,7 +97,7 @@ def events_of(source: str | os.PathLike[str], adapter_hint: str | None = None) -
     Raises:
         IngestError: As `ingest_runs`.
     """
-    for log in _open_all(source, adapter_hint, None)[0]:
+    for log in _open_all([source], adapter_hint, None)[0]:
         try:
             yield from log.events()
         except OSError as error:
@@ -96,15 +105,15 @@ def events_of(source: str | os.PathLike[str], adapter_hint: str | None = None) -
 
 
 def _open_all(
-    source: str | os.PathLike[str], adapter_hint: str | None, field_map: Mapping[str, str] | None
+    sources: Iterable[str | os.PathLike[str]], adapter_hint: str | None, field_map: Mapping[str, str] | None
 ) -> tuple[list[Adapter], list[EmptyLogError]]:
-    """The adapters of a source's files, and the complaints about those that are empty.
+    """The adapters of the sources' files, and the complaints about those that are empty.
 
     A run that has just begun, or died at once, must not hide the others of its folder.
     """
     logs: list[Adapter] = []
     empty: list[EmptyLogError] = []
-    for path in find_logs(source):
+    for path in find_all(sources):
         try:
             logs.append(open_log(path, adapter_hint, field_map))
         except EmptyLogError as error:
@@ -112,6 +121,15 @@ def _open_all(
     if not logs:
         raise empty[0]
     return logs, empty
+
+
+def find_all(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The log files of several sources, each once, in their order.
+
+    Raises:
+        NoLogsError: If one of the sources has none.
+    """
+    return list({path.resolve(): path for source in sources for path in find_logs(source)}.values())
 
 
 def find_logs(source: str | os.PathLike[str]) -> list[Path]:
@@ -191,7 +209,7 @@ def open_log(path: Path, adapter_hint: str | None = None, field_map: Mapping[str
     raise EmptyLogError(f"{path} holds no line that is a JSON object, and no log_history")
 
 
-def _oriented(field_map: Mapping[str, str] | None) -> dict[str, str]:
+def oriented(field_map: Mapping[str, str] | None) -> dict[str, str]:
     """A field map as source name to canonical name, whichever way round it was written."""
     oriented = {}
     for left, right in (field_map or {}).items():
@@ -205,7 +223,7 @@ def _is_ours(name: str) -> bool:
     return name == "step" or canonical_name(str(name)).removeprefix("eval_") in METRICS
 
 
-def _run_name(path: Path) -> str:
+def run_name(path: Path) -> str:
     """What a run is called whose events do not say: by its file or, for a checkpoint's state, its folder."""
     if path.name == _STATE:
         folder = path.resolve().parent
@@ -213,7 +231,37 @@ def _run_name(path: Path) -> str:
     return path.stem.removesuffix("_events")
 
 
-def _nothing_read(logs: list[Adapter]) -> Exception:
+def run_names(paths: Iterable[Path]) -> list[str]:
+    """`run_name` of each file; where several would have the same, with as much of the path as tells them apart.
+
+    Else the runs of `a/out/trainer_state.json` and `b/out/trainer_state.json` would be read as one that was resumed.
+    """
+    paths = list(paths)
+    names = [run_name(path) for path in paths]
+    for depth in range(_DEPTH):
+        counts = Counter(names)
+        if len(counts) == len(names):
+            break
+        names = [
+            f"{above}/{name}" if counts[name] > 1 and (above := _above(path, depth)) else name
+            for path, name in zip(paths, names)
+        ]
+    return names
+
+
+_DEPTH = 16
+
+
+def _above(path: Path, depth: int) -> str:
+    """The folder that stands `depth` levels above the one that the run's name is of."""
+    folder = path.resolve().parent
+    if path.name == _STATE:
+        folder = folder.parent.parent if folder.name.startswith("checkpoint-") else folder.parent
+    parents = (folder, *folder.parents)
+    return parents[depth].name if depth < len(parents) else ""
+
+
+def unreadable(logs: list[Adapter]) -> Exception:
     """The error for files of which nothing could be used: empty, or of a schema that nobody knows."""
     records = [record for log in logs for record in _sample(log)]
     places = ", ".join(str(log.path) for log in logs[:3])
@@ -229,10 +277,12 @@ def _nothing_read(logs: list[Adapter]) -> Exception:
         if match:
             pairs.setdefault(match[0], key)
     suggestion = {source: name for name, source in pairs.items() if source} or {"your_step_key": "step"}
-    return UnknownSchemaError(
+    error = UnknownSchemaError(
         f"no step with a metric was recognised in {places}. Keys seen: {clean(', '.join(list(keys)[:12]))}. "
         f"Say which is which, for example field_map={suggestion!r}"
     )
+    error.field_map = suggestion
+    return error
 
 
 def _sample(log: Adapter) -> list[dict[str, Any]]:

@@ -7,10 +7,13 @@ Nothing else in rldk defines a metric. Which trainer calls it what is in `rldk.v
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
-__all__ = ["HEADLINE", "METRICS", "SYNONYMS", "Metric", "canonical_name", "canonical_names", "lookup", "nearest"]
+__all__ = [
+    "HEADLINE", "METRICS", "SYNONYMS", "Metric", "canonical_name", "canonical_names", "headline", "lookup", "nearest",
+    "of_the_machine",
+]
 
 _V = TypeVar("_V")
 
@@ -193,6 +196,56 @@ def lookup(name: str) -> Metric | None:
     if metric is None and name.startswith("rewards/") and name.endswith(("/mean", "/std")):
         return _REWARD_FUNCTION
     return metric
+
+
+# What a metric in one of these units measures is the machine and the hour, and not the training.
+_MACHINE_UNITS = frozenset({"s", "1/s", "tokens/s", "%", "% of one core", "bytes"})
+# Shares of a machine's memory, and what `evaluate(metric_key_prefix=...)` or a user puts another name in front of.
+_MACHINE_ENDINGS = ("memory_frac", "memory_peak_frac", "runtime", "_per_second", "_seconds", "_time")
+
+
+def of_the_machine(name: str) -> bool:
+    """Whether a metric is a time, a speed or a resource: two runs that are the same have it different.
+
+    Example:
+        >>> of_the_machine("eval_runtime"), of_the_machine("test_samples_per_second"), of_the_machine("loss")
+        (True, True, False)
+    """
+    metric = lookup(name)
+    if metric is not None and metric.unit in _MACHINE_UNITS:
+        return True
+    return name.endswith(_MACHINE_ENDINGS)
+
+
+# What every run has, and what says nothing of how it goes.
+_COUNTERS = frozenset({"epoch", "num_tokens", "num_input_tokens_seen", "episodes", "total_flos", "train_loss"})
+_ORDER = {name: index for index, name in enumerate(HEADLINE)}
+
+
+def headline(names: Iterable[str], fill: int = 8) -> list[str]:
+    """Those of a run's metrics that a person looks at first, in order.
+
+    They are those of `HEADLINE`, then the mean of each reward function. Which of them a trainer has follows from what it logs.
+
+    Args:
+        names: What the run logs, by canonical names, in order of appearance.
+        fill: If they are fewer than this, others make up the number: in a run of one's own metrics these are what counts.
+
+    Example:
+        >>> headline(["mine", "runtime", "lr", "loss"], fill=3)
+        ['loss', 'lr', 'mine']
+    """
+    known: list[tuple[int, str]] = []
+    others = []
+    for name in names:
+        if name in _ORDER:
+            known.append((_ORDER[name], name))
+        elif name.startswith("rewards/") and name.endswith("/mean"):
+            known.append((len(_ORDER), name))
+        elif not of_the_machine(name) and name.removeprefix("eval_") not in _COUNTERS:
+            others.append(name)
+    chosen = [name for _, name in sorted(known, key=lambda item: item[0])]
+    return chosen + others[: max(0, fill - len(chosen))]
 
 
 def canonical_name(name: str) -> str:

@@ -13,13 +13,13 @@ from ._guard import Guard
 from .detectors import FINE, WARMING, Detector, Finding
 from .event import Alert, Event, Severity
 
-__all__ = ["Monitor"]
+__all__ = ["DOCS", "Monitor"]
 
 # The list of alerts is rewritten at each alert and kept in memory, so it must end somewhere.
 MAX_ALERTS = 1_000
 # Shapes of events that are remembered: a run has a handful, and a stream with ever new names must not fill the memory.
 _ROUTES = 64
-_DOCS = "https://github.com/rldk/rldk/blob/main/docs/detectors/"
+DOCS = "https://github.com/rldk/rldk/blob/main/docs/detectors/"
 
 
 class _Watch:
@@ -152,7 +152,7 @@ class Monitor:
         alert = Alert(
             detector.code, detector.title, finding.severity.value, event.step, event.wall_time, finding.metric,
             finding.value, finding.threshold, finding.message, detector.advice, finding.evidence,
-            docs=f"{_DOCS}{detector.code}.md",
+            docs=f"{DOCS}{detector.code}.md",
         )
         if len(self.alerts) < MAX_ALERTS:
             watch.index = len(self.alerts)

@@ -7,25 +7,31 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from ._files import read_object
+from .adapters import Adapter, Survey
 from .adapters.rldk_stream import RldkStream
 from .detectors import make_detectors
-from .event import Event
 from .exceptions import ConfigurationError, EmptyLogError, NoLogsError
-from .ingest import find_logs
+from .ingest import find_logs, open_log, oriented, run_name
 from .recorder import Recorder
 from .runfiles import RunFiles, check_run_id
-from .timeline import standing
+from .timeline import Resumes
 
-__all__ = ["rebuild_run"]
+__all__ = ["folder_for", "is_ours", "open_source", "rebuild_log", "rebuild_run", "recorded_thresholds", "status_of"]
 
 KILLED = "the process ended without a word (killed, out of memory, or power)"
+UNSAID = "the log does not say how the run ended"
+
+Progress = Callable[[int, int | None], None]
+
+_EVENTS_A_CALL = 1000
+_HEAD = 4096
 
 
 def rebuild_run(
@@ -34,61 +40,159 @@ def rebuild_run(
     run_id: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     alert_thresholds: Mapping[str, Any] | None = None,
+    adapter_hint: str | None = None,
+    field_map: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes alerts, CSV and report of a run anew from its events.
+    """Writes alerts, CSV and report of a run anew from its events, or for the first time from any other log.
 
     Args:
-        source: The event stream, or a folder with one.
-        run_id: The run, if the stream holds several; by default the last one in it.
-        output_dir: Where the files go; by default beside the stream, over what is there.
+        source: The log, or a folder with one.
+        run_id: The run, if the log holds several; by default the last one in it.
+        output_dir: Where the files go. By default beside the stream, over what is there; those of a log that is not
+            rldk's into a folder of their own (`folder_for`).
         alert_thresholds: As of `RLDKCallback`; by default those that the run's manifest says it had.
+        adapter_hint: As of `ingest_runs`.
+        field_map: As of `ingest_runs`.
+        progress: Called now and then with how much of the log is done, and how much there is, if known.
 
     Returns:
         The content of final_report.json. Its status is that of the report that is there, if it says how the run ended;
-        `running` if the process that records it is alive; else `failed`.
+        `running` if the process that records it is alive; `failed` if there is a manifest and nothing else; and `unknown`
+        if nothing is known but the log.
 
     Raises:
-        NoLogsError: If there is no stream, or more than one in the folder.
-        EmptyLogError: If the stream has no event of the run.
-        ConfigurationError: For a bad threshold, or if the files would go over those of a run that is still recorded.
+        NoLogsError: If there is no log, or more than one in the folder.
+        EmptyLogError: If it has no event of the run.
+        ConfigurationError: For a bad threshold, or if the files would go over those of a run that is still recorded, or
+            over files that are not rldk's.
     """
     streams = find_logs(source)
     if len(streams) > 1:
         raise NoLogsError(f"{source} holds {len(streams)} streams: name one of {', '.join(map(str, streams[:5]))}")
-    stream = streams[0]
-    chosen = run_id if run_id is not None else _last_run(stream)
+    log = open_source(streams[0], adapter_hint, oriented(field_map))
+    survey = log.survey()
+    chosen = run_id if run_id is not None else survey.runs[-1] if survey.runs else None
     if chosen is None:
-        raise EmptyLogError(f"no event in {stream}")
-    name = chosen or stream.stem.removesuffix("_events")
-    files = RunFiles.of(output_dir if output_dir is not None else stream.parent, _file_name(name, stream), stream)
+        raise EmptyLogError(f"no event in {streams[0]}")
+    return rebuild_log(log, survey, chosen, output_dir=output_dir, alert_thresholds=alert_thresholds, progress=progress)
+
+
+def rebuild_log(
+    log: Adapter,
+    survey: Survey,
+    run_id: str,
+    *,
+    output_dir: str | os.PathLike[str] | None = None,
+    alert_thresholds: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`rebuild_run` for a log that is open and was looked over.
+
+    Args:
+        log: The log.
+        survey: What `log.survey` said.
+        run_id: The run, as its events say; empty for events that do not.
+        output_dir: As of `rebuild_run`.
+        alert_thresholds: As of `rebuild_run`.
+        progress: As of `rebuild_run`.
+    """
+    stream = log.path
+    ours = isinstance(log, RldkStream)
+    name = run_id or run_name(stream)
+    folder = output_dir if output_dir is not None else stream.parent if ours else folder_for(stream)
+    files = RunFiles.of(folder, _file_name(name, stream), stream)
     there = RunFiles.of(stream.parent, name)
-    manifest = read_object(there.manifest) or read_object(files.manifest)
-    report = read_object(there.report) or read_object(files.report)
-    status, reason = _status(report, manifest)
+    manifest = (read_object(there.manifest) or read_object(files.manifest)) if ours else {}
+    report = (read_object(there.report) or read_object(files.report)) if ours else {}
+    status, reason = status_of(report, manifest)
     if status == "running" and output_dir is None:
         raise ConfigurationError(
             f"run {name!r} is still being recorded by process {manifest.get('pid')}: give an output_dir for the rebuilt files"
         )
+    _refuse_foreign(files)
     if alert_thresholds is None:
-        alert_thresholds = (manifest.get("rldk") or {}).get("alert_thresholds")
-
-    def read() -> Iterator[Event]:
-        return (event for event in RldkStream(stream).events() if event.run_id == chosen)
-
+        alert_thresholds = recorded_thresholds(manifest)
     trainer = (manifest.get("trainer") or {}).get("family")
     recorder = Recorder(name, files, make_detectors(alert_thresholds), jsonl_interval=0, trainer=trainer)
+    recorder.manifest = manifest
+    later = Resumes(survey.resumes)
     count = 0
-    for event in standing(read):
+    for position, event in log.numbered():
+        if event.run_id != run_id or not later.keep(position, run_id, event.step):
+            continue
         # Notes were written by the live run: they are of its alerts, which are about to be found again.
-        recorder.record(event._replace(notes=()))
-        recorder.trainer = recorder.trainer or event.model_info.get("trainer")
+        recorder.record(event._replace(notes=()) if event.notes else event)
+        if not count:
+            recorder.trainer = recorder.trainer or event.model_info.get("trainer")
         count += 1
+        if progress is not None and not count % _EVENTS_A_CALL:
+            progress(position, survey.length)
     if not count:
-        raise EmptyLogError(f"no event of run {chosen!r} in {stream}")
+        known = f" It has: {', '.join(map(repr, survey.runs))}" if survey.runs else ""
+        raise EmptyLogError(f"no event of run {run_id!r} in {stream}.{known}")
     for key in ("began", "skipped_values", "lost", "rldk_failures", "environment"):
         if key in report:
             recorder.extra[key] = report[key]
+    if log.damage.count:
+        recorder.extra["skipped_lines"] = log.damage.count
     return recorder.close(status, reason)
+
+
+def open_source(
+    path: Path, adapter_hint: str | None = None, field_map: Mapping[str, str] | None = None
+) -> Adapter:
+    """The adapter of a log whose events are wanted.
+
+    Raises:
+        EmptyLogError: If there is nothing in it.
+        NoLogsError: If it cannot be read.
+    """
+    try:
+        return open_log(path, adapter_hint, field_map)
+    except EmptyLogError as error:
+        raise EmptyLogError(f"no event in {path}: {error}") from error
+
+
+def recorded_thresholds(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `alert_thresholds` that a run had, by its manifest."""
+    settings = manifest.get("rldk")
+    thresholds = settings.get("alert_thresholds") if isinstance(settings, dict) else None
+    return thresholds if isinstance(thresholds, dict) else None
+
+
+def folder_for(log: Path) -> Path:
+    """Where the files of a run go that rldk did not record: a folder named after the run, beside the log.
+
+    For the state in a checkpoint it is beside the checkpoint, which the trainer may delete.
+    """
+    place = log.resolve().parent
+    if place.name.startswith("checkpoint-"):
+        place = place.parent
+    return place / f"{_file_name(run_name(log), log)}_rldk"
+
+
+def _refuse_foreign(files: RunFiles) -> None:
+    """Files of these names that somebody else wrote are not ours to replace."""
+    for path in (files.alerts, files.metrics, files.report, files.page):
+        if path.exists() and not is_ours(path):
+            raise ConfigurationError(f"{path} is there and was not written by rldk: give another output_dir")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file that stands where a run's alerts, CSV or report would go looks like one; an empty file does."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD).strip()
+    except OSError:
+        return False
+    if not head:
+        return True
+    if path.suffix == ".csv":
+        return head.startswith(b"step,wall_time")
+    if path.suffix == ".html":
+        return b"<title>rldk report</title>" in head
+    return head == b"[]" or (b'"code"' in head if head.startswith(b"[") else head.startswith(b"{") and b'"run_id"' in head)
 
 
 def _file_name(run_id: str, stream: Path) -> str:
@@ -99,18 +203,14 @@ def _file_name(run_id: str, stream: Path) -> str:
         return stream.stem.removesuffix("_events")
 
 
-def _status(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[str, str | None]:
+def status_of(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[str, str | None]:
+    """How a recorded run ended, and why, by the report and the manifest that are there."""
     status = report.get("status")
     if status in ("completed", "stopped", "failed"):
         return str(status), report.get("reason")
+    if not manifest:
+        return "unknown", UNSAID
     pid = manifest.get("pid")
     if manifest.get("host") == platform.node() and isinstance(pid, int) and psutil.pid_exists(pid):
         return "running", None
     return "failed", KILLED
-
-
-def _last_run(stream: Path) -> str | None:
-    last = None
-    for event in RldkStream(stream).events():
-        last = event.run_id
-    return last

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ._files import read_alerts, replace_json
+from ._files import read_alerts, replace_bytes, replace_json
 from ._guard import Guard
 from .alerts_file import AlertsFile
 from .detectors import Detector
 from .event import Alert, Event, timestamp
 from .monitor import Monitor
-from .report import build_report
+from .report import Curves, build_report, render_html
 from .runfiles import RunFiles
 from .sinks import Sink
 from .sinks.console import ConsoleSink
@@ -73,6 +73,8 @@ class Recorder:
         self.trainer = trainer
         self.monitor = Monitor(detectors, self.guard)
         self.summary = Summary()
+        self.curves = Curves()
+        self.manifest: Mapping[str, Any] = {}
         self.skipped: dict[str, str] = {}
         self.extra: dict[str, Any] = {}
         self.report: dict[str, Any] | None = None
@@ -110,6 +112,7 @@ class Recorder:
             replayed = True
             self.monitor.observe(event)
             self.summary.add(event)
+            self.curves.add(event)
         if not replayed:
             self.monitor.alerts.extend(read_alerts(self.files.alerts))
 
@@ -184,6 +187,7 @@ class Recorder:
         held, self._held = self._held, []
         for event in held:
             self.summary.add(event)
+            self.curves.add(event)
             self._attempt(self._csv, self._csv.write, event)
 
     def _attempt(self, sink: object, function: Callable[..., None], *args: Any) -> None:
@@ -228,7 +232,23 @@ class Recorder:
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Writes run.json."""
+        self.manifest = manifest
         self._attempt(self, replace_json, self.files.manifest, dict(manifest))
+
+    def write_page(self) -> None:
+        """Writes the report page, from the report as last built; a failure costs the page alone and is counted."""
+        if self.report is None:
+            return
+        try:
+            self._write_page(self.report)
+        except OSError as error:
+            self._disk_trouble(error)
+        except Exception as error:  # noqa: BLE001  # a page is not worth a training, nor the rest of the record
+            self.guard.caught("report page", error)
+
+    def _write_page(self, report: Mapping[str, Any]) -> None:
+        page = render_html(report, self.manifest, self.monitor.alerts, self.curves.to_dict())
+        replace_bytes(self.files.page, page.encode("utf-8", "replace"))
 
     def close(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Writes what is left, lets go of the files, and writes the report."""
@@ -238,7 +258,11 @@ class Recorder:
                 self._attempt(sink, sink.close)
             if self._alerts_file.behind:
                 self._attempt(self._alerts_file, self._alerts_file.update)
-            return self.write_report(status, reason)
+            report = self.write_report(status, reason)
+            troubles = self.write_errors, len(self.guard.failures)
+            # After the report: if the process is killed while the page is made, the report is there.
+            self.write_page()
+            return report if troubles == (self.write_errors, len(self.guard.failures)) else self.write_report(status, reason)
 
 
 def _messages(changed: Iterable[Alert]) -> tuple[str, ...]:

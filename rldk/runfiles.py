@@ -25,6 +25,7 @@ class RunFiles(NamedTuple):
         metrics: One row a logged step, as CSV.
         report: Status, totals, statistics, alerts, coverage.
         manifest: Arguments, versions, hardware, units.
+        page: The report to look at, one file for a browser.
     """
 
     events: Path
@@ -32,6 +33,7 @@ class RunFiles(NamedTuple):
     metrics: Path
     report: Path
     manifest: Path
+    page: Path
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str], run_id: str, events: str | os.PathLike[str] | None = None) -> RunFiles:
@@ -43,6 +45,7 @@ class RunFiles(NamedTuple):
             base / f"{run_id}_metrics.csv",
             base / f"{run_id}_final_report.json",
             base / f"{run_id}_run.json",
+            base / f"{run_id}_report.html",
         )
 
     def existing(self) -> list[Path]:

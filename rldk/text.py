@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["clean", "number"]
+__all__ = ["cell", "clean", "number"]
 
 
 def clean(text: str) -> str:
@@ -15,6 +15,21 @@ def clean(text: str) -> str:
         'loss\\x1b[31m'
     """
     return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a CSV file: what a spreadsheet would run as a formula gets an apostrophe in front.
+
+    Example:
+        >>> cell("=1+2"), cell("reward/format")
+        ("'=1+2", 'reward/format')
+    """
+    cleaned = clean(text.encode("utf-8", "replace").decode("utf-8"))
+    # A tab or a carriage return in front, which some spreadsheets pass over, was escaped with the other controls.
+    return "'" + cleaned if cleaned[:1] in _FORMULA else cleaned
+
+
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the latter as wide as Chinese characters
 
 
 def _escape(character: str) -> str:

@@ -11,19 +11,19 @@ from typing import Any
 
 from .event import Event
 
-__all__ = ["is_resume", "resume_note", "standing"]
+__all__ = ["MARK", "Resumes", "is_resume", "resume_note", "standing"]
 
-_NOTE = "resumed from step "
+MARK = "resumed from step "
 
 
 def resume_note(step: int) -> str:
     """The note of the event that marks a resume."""
-    return f"{_NOTE}{step}"
+    return f"{MARK}{step}"
 
 
 def is_resume(metrics: Mapping[str, Any], notes: Sequence[str]) -> bool:
     """Whether an event with these metrics and notes marks a resume; its step is the one that the run goes on from."""
-    return not metrics and any(note.startswith(_NOTE) for note in notes)
+    return not metrics and any(note.startswith(MARK) for note in notes)
 
 
 def standing(read: Callable[[], Iterable[Event]]) -> Iterator[Event]:
@@ -32,17 +32,37 @@ def standing(read: Callable[[], Iterable[Event]]) -> Iterator[Event]:
     Args:
         read: Reads the run's events from the start; called twice.
     """
-    marks = [(index, event.step) for index, event in enumerate(read()) if is_resume(event.metrics, event.notes)]
-    # For each mark, the earliest step that it or any later one goes back to.
-    lowest = float("inf")
-    bounds: list[tuple[int, float]] = []
-    for index, step in reversed(marks):
-        lowest = min(lowest, step)
-        bounds.append((index, lowest))
-    bounds.reverse()
-    position = 0
+    resumes = [(index, "", event.step) for index, event in enumerate(read()) if is_resume(event.metrics, event.notes)]
+    later = Resumes(resumes)
     for index, event in enumerate(read()):
-        while position < len(bounds) and bounds[position][0] <= index:
-            position += 1
-        if position == len(bounds) or event.step <= bounds[position][1]:
+        if later.keep(index, "", event.step):
             yield event
+
+
+class Resumes:
+    """What the resumes of a file's runs make void.
+
+    Args:
+        marks: Where each resume is marked in the file, of which run it is, and the step that it goes on from; in the
+            file's order.
+    """
+
+    def __init__(self, marks: Iterable[tuple[int, str, int]]) -> None:
+        # For each mark of a run, the earliest step that it or any later one goes back to; the next mark is the last item.
+        self._bounds: dict[str, list[tuple[int, int]]] = {}
+        for position, run_id, step in reversed(list(marks)):
+            bounds = self._bounds.setdefault(run_id, [])
+            bounds.append((position, min(step, bounds[-1][1]) if bounds else step))
+
+    def keep(self, position: int, run_id: str, step: int) -> bool:
+        """Whether an event stands. To be asked in the file's order.
+
+        Args:
+            position: Where it is, counted as the marks are.
+            run_id: Its run.
+            step: Its step.
+        """
+        bounds = self._bounds.get(run_id)
+        while bounds and bounds[-1][0] <= position:
+            bounds.pop()
+        return not bounds or step <= bounds[-1][1]

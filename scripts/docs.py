@@ -22,6 +22,7 @@ from packaging.version import Version
 import rldk.vocabulary
 from rldk import _registry, metrics
 from rldk.detectors import Detector, detector_classes
+from rldk.detectors._docstring import HEADINGS, read_docstring
 from rldk.metrics import METRICS, PATTERNS, SYNONYMS, Metric
 from rldk.vocabulary import families
 from rldk.vocabulary._base import COMMON, Term
@@ -43,7 +44,6 @@ PHASES = {
     "setup": "what is known before the first step", "train": "training logs", "eval": "evaluations",
     "checkpoint": "checkpoints",
 }
-HEADINGS = ("What it sees", "Why it matters", "When it fires", "What to do", "False alarms", "Sources")
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -152,27 +152,12 @@ def metrics_page() -> str:
 # detectors.md
 
 
-def read_docstring(detector: type[Detector]) -> tuple[str, dict[str, str], dict[str, str]]:
-    """First sentence, sections by heading, and parameters by name."""
-    about, _, arguments = inspect.cleandoc(detector.__doc__ or "").partition("\n\nArgs:\n")
-    pieces = re.split(rf"^({'|'.join(HEADINGS)}):\s", about, flags=re.MULTILINE)
-    sections = {name: joined(text) for name, text in zip(pieces[1::2], pieces[2::2])}
-    if tuple(sections) != HEADINGS:
-        raise SystemExit(f"{detector.__name__}: its docstring must have the headings {', '.join(HEADINGS)}, in this order")
-    parameters = dict(re.findall(r"^    (\w+): ((?:.+\n?(?:     +.+\n?)*))", arguments.partition("\n\n")[0], flags=re.MULTILINE))
-    return joined(pieces[0]), sections, {name: joined(text) for name, text in parameters.items()}
-
-
 def parameter_rows(detector: type[Detector], described: dict[str, str]) -> str:
     """One row a parameter, with its default."""
-    inherited: dict[str, str] = {}
-    for base in detector.__mro__[1:-1]:
-        arguments = inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-        inherited.update(re.findall(r"^    (\w+): (.+)$", arguments, flags=re.MULTILINE))
     rows = []
     for name, item in inspect.signature(detector).parameters.items():
         default = code(repr(item.default))
-        rows.append((code(f"{detector.code}.{name}"), default, described.get(name) or inherited.get(name, "")))
+        rows.append((code(f"{detector.code}.{name}"), default, described.get(name, "")))
     return table(("parameter", "default", "meaning"), rows) if rows else "No parameters.\n"
 
 
@@ -197,6 +182,8 @@ def detectors_page() -> str:
 def detector_page(detector: type[Detector]) -> str:
     """docs/detectors/<code>.md."""
     about, sections, described = read_docstring(detector)
+    if tuple(sections) != HEADINGS:
+        raise SystemExit(f"{detector.__name__}: its docstring must have the headings {', '.join(HEADINGS)}, in this order")
     watches = ", ".join(map(code, detector.watches)) or "every metric"
     phases = [PHASES[phase] for phase in PHASES if phase in detector.phases]
     checkpoint = (

@@ -88,12 +88,12 @@ class TestParameters:
         assert list(tmp_path.iterdir()) == []
 
     def test_defaults(self, tmp_path):
-        """With no argument the run gets a readable id from the output folder and its five files in ./rldk_logs."""
+        """With no argument the run gets a readable id from the output folder and its six files in ./rldk_logs."""
         callback = RLDKCallback()
         train(callback)
         assert callback.run_id.startswith("out-20")
         written = {path.name.removeprefix(callback.run_id + "_") for path in (tmp_path / "rldk_logs").iterdir()}
-        assert written == {"events.jsonl", "alerts.json", "metrics.csv", "final_report.json", "run.json"}
+        assert written == {"events.jsonl", "alerts.json", "metrics.csv", "final_report.json", "report.html", "run.json"}
 
     def test_intervals(self, caplog):
         """Every fourth step has its line, evaluations and the last log have theirs; the console has its own interval."""

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
     ("name", "steps", "highest_last_loss"), [("sft", 200, 1.5), ("dpo", 100, 0.6)], ids=["sft", "dpo"]
 )
 def test_example(name, steps, highest_last_loss, tmp_path):
-    """The script ends well, leaves its five files, and what they say of the run is what its docstring promises."""
+    """The script ends well, leaves its six files, and what they say of the run is what its docstring promises."""
     folder = tmp_path / "logs"
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--output-dir", str(folder)],
@@ -34,7 +34,7 @@ def test_example(name, steps, highest_last_loss, tmp_path):
     run_id = json.loads(manifest.read_text())["run_id"]
     assert run_id.startswith(f"{name}-")
     written = {path.name.removeprefix(f"{run_id}_") for path in folder.iterdir() if path.is_file()}
-    assert written == {"events.jsonl", "alerts.json", "metrics.csv", "final_report.json", "run.json"}
+    assert written == {"events.jsonl", "alerts.json", "metrics.csv", "final_report.json", "report.html", "run.json"}
     assert f"Run {run_id}: completed, {steps} steps" in done.stdout
     assert str(folder / f"{run_id}_events.jsonl") in done.stdout
 

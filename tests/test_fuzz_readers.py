@@ -20,7 +20,7 @@ from rldk.adapters.trl import TRLAdapter
 from rldk.detectors import make_detectors
 from rldk.event import Event, encode
 from rldk.exceptions import IngestError
-from rldk.ingest import _oriented, _run_name, events_of, ingest_runs, open_log
+from rldk.ingest import events_of, ingest_runs, open_log, oriented, run_name
 from rldk.monitor import Monitor
 from rldk.summary import Summary
 from rldk.vocabulary import Vocabulary, families
@@ -64,8 +64,8 @@ def read(content: bytes, name: str, hint: str | None = None, field_map=None) -> 
 
 def compare(frame: pd.DataFrame, path: Path, hint: str | None, field_map) -> None:
     """Checks the frame against the file's events, one by one, where no resume made any of them void."""
-    everything = list(open_log(path, hint, _oriented(field_map)).events())
-    runs = list(dict.fromkeys(event.run_id or _run_name(path) for event in everything))
+    everything = list(open_log(path, hint, oriented(field_map)).events())
+    runs = list(dict.fromkeys(event.run_id or run_name(path) for event in everything))
     events = [event for event in everything if event.metrics]
     names = {
         name for event in events for name in event.metrics if name not in FIXED and not name.startswith("metrics/")
@@ -74,10 +74,10 @@ def compare(frame: pd.DataFrame, path: Path, hint: str | None, field_map) -> Non
     assert len(frame) <= len(events)
     if len(frame) < len(events):
         return
-    events.sort(key=lambda event: (runs.index(event.run_id or _run_name(path)), event.step))
+    events.sort(key=lambda event: (runs.index(event.run_id or run_name(path)), event.step))
     assert frame["step"].tolist() == [event.step for event in events]
     assert frame["phase"].tolist() == [event.phase for event in events]
-    assert frame["run_id"].tolist() == [event.run_id or _run_name(path) for event in events]
+    assert frame["run_id"].tolist() == [event.run_id or run_name(path) for event in events]
     for name in names:
         values = [event.metrics.get(name) for event in events]
         expected = np.array([math.nan if value is None else float(value) for value in values])

@@ -7,9 +7,10 @@ import sys
 from functools import cache
 
 from .. import _registry
-from ._base import Adapter, Row, sniff
+from ._base import Adapter, Feed, Row, Survey, sniff
+from ._lines import Damage, records_of
 
-__all__ = ["Adapter", "Row", "formats", "sniff"]
+__all__ = ["Adapter", "Damage", "Feed", "Row", "Survey", "formats", "records_of", "sniff"]
 
 
 @cache

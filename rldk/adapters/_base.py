@@ -6,19 +6,37 @@ An adapter yields events in the file's order and judges nothing. What is malform
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from ..event import Event
-from ._lines import Damage, read_records
+from ._lines import Damage, parse, read_records
 
-__all__ = ["Adapter", "Row", "sniff"]
+__all__ = ["Adapter", "Feed", "Row", "Survey", "sniff"]
 
 # step, wall_time, run_id, phase, metrics, notes
 Row = tuple[int, float, str, str, Mapping[str, Any], Sequence[str]]
 
+# The next records of a growing log, with their line numbers, to events. None: what they say changes what the earlier
+# ones meant, and all are to be given again, from the first.
+Feed = Callable[[Sequence[tuple[int, Mapping[str, Any]]]], list[Event] | None]
+
 _SNIFFED = 50
+
+
+class Survey(NamedTuple):
+    """What a look over a whole file tells, before its events are judged.
+
+    Attributes:
+        runs: The `run_id` of each run in it, in the order of their last events; empty for events that do not say.
+        resumes: Where runs were resumed: position, `run_id`, and the step that the run goes on from.
+        length: Positions in the file, if they were counted.
+    """
+
+    runs: tuple[str, ...]
+    resumes: tuple[tuple[int, str, int], ...]
+    length: int | None
 
 
 class Adapter(ABC):
@@ -50,6 +68,10 @@ class Adapter(ABC):
             OSError: If the file cannot be read.
         """
 
+    def feed(self) -> Feed | None:
+        """What reads records as they are appended; None if a format can be read only as a whole."""
+        return None
+
     def sample(self) -> list[dict[str, Any]]:
         """The first records as they stand in the file, for a message about their keys.
 
@@ -57,6 +79,35 @@ class Adapter(ABC):
             OSError: If the file cannot be read.
         """
         return sniff(self.path)
+
+    def numbered(self) -> Iterator[tuple[int, Event]]:
+        """Yields the events, each with its position in the file: it rises, and `survey` counts in the same way.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        return enumerate(self.events())
+
+    def survey(self) -> Survey:
+        """Looks the file over. A step that goes back is a resume, or another run that was written into the same file.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        last: dict[str, int] = {}
+        resumes: list[tuple[int, str, int]] = []
+        runs: dict[str, None] = {}
+        position = -1
+        # Another reader of the same file: what is damaged is counted when the events are taken.
+        for position, event in type(self)(self.path, self.field_map).numbered():
+            run_id = event.run_id
+            runs.pop(run_id, None)
+            runs[run_id] = None
+            if event.phase == "train":
+                if event.step < last.get(run_id, event.step):
+                    resumes.append((position, run_id, event.step - 1))
+                last[run_id] = event.step
+        return Survey(tuple(runs), tuple(resumes), position + 1)
 
     def rows(self, run_id: str) -> Iterator[Row]:
         """Yields what a DataFrame takes of each event; a format that can spare the event on the way does.
@@ -73,9 +124,24 @@ class Adapter(ABC):
 
 def sniff(path: Path) -> list[dict[str, Any]]:
     """The first records of a file, if it is lines of JSON."""
+    if _is_indented(path):
+        return []
     records = []
     for _, record in read_records(path, Damage(path)):
         records.append(record)
         if len(records) >= _SNIFFED:
             break
     return records
+
+
+def _is_indented(path: Path) -> bool:
+    """Whether a file is one JSON document over many lines, none of which is worth a look: there may be a million."""
+    with open(path, "rb") as file:
+        if file.readline(64).removeprefix(b"\xef\xbb\xbf").strip() not in (b"{", b"["):
+            return False
+        file.seek(0)
+        try:
+            parse(file.read())
+        except ValueError:
+            return False
+    return True

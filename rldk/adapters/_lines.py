@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import orjson
 
 from ..event import sanitised
 
-__all__ = ["Damage", "parse", "python_json", "read_records", "whole_number"]
+__all__ = ["Damage", "parse", "python_json", "read_records", "records_of", "whole_number"]
 
 _BUFFER = 1 << 18
 _SHOWN = 5
@@ -36,6 +36,11 @@ class Damage:
         self.count += 1
         if len(self.first) < _SHOWN:
             self.first.append(line)
+
+    def reset(self) -> None:
+        """Forgets them, since the file is read again."""
+        self.count = 0
+        self.first.clear()
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.first) else ""
@@ -99,6 +104,21 @@ def read_records(path: Path, damage: Damage) -> Iterator[tuple[int, dict[str, An
                 yield number, record
             else:
                 damage.add(number)
+
+
+def records_of(lines: Iterable[tuple[int, bytes]], damage: Damage) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields number and object of those lines that hold one. Each is whole: what does not parse is malformed."""
+    for number, line in lines:
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            record = _slowly(line.rstrip(b"\n") + b"\n", number, damage)
+            if record is None:
+                continue
+        if type(record) is dict:
+            yield number, record
+        else:
+            damage.add(number)
 
 
 def _slowly(line: bytes, number: int, damage: Damage) -> Any:

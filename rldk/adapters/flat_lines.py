@@ -8,8 +8,8 @@ from typing import Any
 
 from ..event import Event
 from ..vocabulary import Vocabulary, families, recognise
-from ._base import Adapter
-from ._flat import STEP_NAMES, flat_events
+from ._base import Adapter, Feed
+from ._flat import STEP_NAMES, FlatFeed, flat_events
 from ._lines import read_records
 
 
@@ -32,3 +32,7 @@ class FlatLines(Adapter):
     def events(self) -> Iterator[Event]:
         """Yields an event a line."""
         yield from flat_events(read_records(self.path, self.damage), self.damage.add, self.field_map)
+
+    def feed(self) -> Feed | None:
+        """A line is an event; the first lines tell the trainer."""
+        return FlatFeed(self.damage.add, self.field_map)

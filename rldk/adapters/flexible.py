@@ -8,8 +8,8 @@ from typing import Any
 
 from ..event import Event
 from ..metrics import canonical_names
-from ._base import Adapter
-from ._flat import flat_events
+from ._base import Adapter, Feed
+from ._flat import FlatFeed, flat_events
 from ._lines import read_records
 
 
@@ -27,8 +27,16 @@ class Flexible(Adapter):
     def events(self) -> Iterator[Event]:
         """Yields an event for each line that has a step."""
         rows = ((number, _flatten(record)) for number, record in read_records(self.path, self.damage))
-        for event in flat_events(rows, self.damage.add, self.field_map):
-            yield event._replace(metrics=canonical_names(event.metrics))
+        yield from map(_named, flat_events(rows, self.damage.add, self.field_map))
+
+    def feed(self) -> Feed | None:
+        """As the events; the first lines may tell a trainer."""
+        flat = FlatFeed(self.damage.add, self.field_map, _named)
+        return lambda rows: flat([(number, _flatten(dict(row))) for number, row in rows])
+
+
+def _named(event: Event) -> Event:
+    return event._replace(metrics=canonical_names(event.metrics))
 
 
 def _flatten(record: dict[str, Any]) -> dict[str, Any]:

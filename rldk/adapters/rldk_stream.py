@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..event import Event, decode
-from ._base import Adapter, Row
-from ._lines import read_records
+import orjson
+
+from ..event import Event, decode, sanitised
+from ..timeline import MARK, is_resume
+from ._base import Adapter, Feed, Row, Survey
+from ._lines import parse, read_records
+
+_BUFFER = 1 << 18
+_MARK = MARK.encode()
+_NOTHING = b"\n\n"  # no line has it
 
 
 class RldkStream(Adapter):
@@ -24,10 +31,40 @@ class RldkStream(Adapter):
 
     def events(self) -> Iterator[Event]:
         """Yields the events; a line that is no event counts as malformed."""
+        for _, event in self.numbered():
+            yield event
+
+    def numbered(self) -> Iterator[tuple[int, Event]]:
+        """Yields the events by the number of their line."""
         for number, record in read_records(self.path, self.damage):
             event = self._event(number, record)
             if event is not None:
-                yield event
+                yield number, event
+
+    def survey(self) -> Survey:
+        """Looks for runs and marks in the bytes of the lines: the few lines that may tell something new are parsed."""
+        resumes: list[tuple[int, str, int]] = []
+        runs: dict[str, None] = {}
+        same = _NOTHING  # how the run that was seen last is written
+        number = 0
+        with open(self.path, "rb", buffering=_BUFFER) as file:
+            for number, line in enumerate(file, 1):
+                if same in line and _MARK not in line:
+                    continue
+                event = _event_in(line)
+                if event is None:
+                    continue
+                run_id = event.run_id
+                runs.pop(run_id, None)
+                runs[run_id] = None
+                same = b'"run_id":' + orjson.dumps(sanitised(run_id)) if run_id else _NOTHING
+                if is_resume(event.metrics, event.notes):
+                    resumes.append((number, run_id, event.step))
+        return Survey(tuple(runs), tuple(resumes), number)
+
+    def feed(self) -> Feed | None:
+        """A line is an event, whatever stands around it."""
+        return lambda rows: [event for number, row in rows if (event := self._event(number, row)) is not None]
 
     def rows(self, run_id: str) -> Iterator[Row]:
         """Yields rows without making events of lines that are as they should be: half the time of a large stream."""
@@ -50,7 +87,7 @@ class RldkStream(Adapter):
             if event is not None:
                 yield event.step, event.wall_time, event.run_id or run_id, event.phase, event.metrics, event.notes
 
-    def _event(self, number: int, record: dict[str, Any]) -> Event | None:
+    def _event(self, number: int, record: Mapping[str, Any]) -> Event | None:
         event = decode(record)
         if event is None:
             self.damage.add(number)
@@ -61,3 +98,11 @@ class RldkStream(Adapter):
 
 
 _INT64 = 2**63
+
+
+def _event_in(line: bytes) -> Event | None:
+    try:
+        record = parse(line)
+    except ValueError:
+        return None
+    return decode(record) if type(record) is dict else None

@@ -19,7 +19,7 @@ from ._base import ABSENT, FINE, WARMING, Answer, Detector, Example, Finding, St
 
 __all__ = [
     "ABSENT", "FINE", "WARMING", "Answer", "Detector", "Example", "Finding", "State", "detector_classes",
-    "make_detectors",
+    "make_detectors", "merged_thresholds",
 ]
 
 
@@ -51,8 +51,7 @@ def make_detectors(thresholds: Mapping[str, Any] | None = None) -> list[Detector
     if not isinstance(thresholds, (Mapping, type(None))):
         raise ConfigurationError(f"alert_thresholds must be a mapping of names to numbers; got {thresholds!r}")
     for key, value in (thresholds or {}).items():
-        code, _, parameter = str(key).partition(".")
-        code = code if code in classes else _by_metric(classes).get(canonical_name(code), code)
+        code, parameter = _code_of(str(key), classes)
         if code not in classes:
             raise ConfigurationError(
                 f"alert_thresholds: unknown threshold {key!r}.{nearest(code, list(classes))} "
@@ -79,6 +78,21 @@ def make_detectors(thresholds: Mapping[str, Any] | None = None) -> list[Detector
         for code, cls in classes.items()
         if code in parameters or not _needs_parameters(cls)
     ]
+
+
+def merged_thresholds(recorded: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The thresholds of a recorded run with those that are given now: a detector that is given one has that alone."""
+    classes = detector_classes()
+    given = given or {}
+    codes = {_code_of(str(key), classes)[0] for key in given}
+    kept = {key: value for key, value in (recorded or {}).items() if _code_of(str(key), classes)[0] not in codes}
+    return {**kept, **given} or None
+
+
+def _code_of(key: str, classes: Mapping[str, type[Detector]]) -> tuple[str, str]:
+    """The detector that a key of `alert_thresholds` is about, and the parameter that it names, if any."""
+    code, _, parameter = key.partition(".")
+    return code if code in classes else _by_metric(classes).get(canonical_name(code), code), parameter
 
 
 def _by_metric(classes: Mapping[str, type[Detector]]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from ..event import Alert, Event
-from ..text import clean
+from ..text import cell
 
 __all__ = ["MetricsCsvSink"]
 
@@ -188,11 +188,8 @@ def _cell(value: Any) -> bytes:
 
 
 def _title(name: str) -> str:
-    """The column's title. A name that a spreadsheet would run as a formula gets an apostrophe in front."""
-    if name in _FIXED:
-        return f"metrics/{name}"
-    title = clean(name.encode("utf-8", "replace").decode("utf-8"))
-    return "'" + title if title[:1] in ("=", "+", "-", "@") else title
+    """The column's title."""
+    return f"metrics/{name}" if name in _FIXED else cell(name)
 
 
 def _csv_line(cells: list[str]) -> bytes:

@@ -124,7 +124,7 @@ class RLDKCallback(TrainerCallback):
 
     @property
     def files(self) -> dict[str, Path]:
-        """The run's files by name: events, alerts, metrics, report, manifest.
+        """The run's files by name: events, alerts, metrics, report, manifest, page.
 
         Empty before training begins, and on processes that do not write.
         """
