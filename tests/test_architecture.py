@@ -23,7 +23,8 @@ ROWS = (
     ("_files", "emit", "sinks", "summary", "report", "runfiles", "environment"),
     ("monitor", "alerts_file", "recorder", "resources", "checkpoints", "lifecycle", "timeline", "silence"),
     ("adapters",),
-    ("frame", "ingest", "rebuild", "integrations"),
+    ("frame", "ingest", "rebuild", "ppo"),
+    ("integrations",),
 )
 HEIGHT = {name: height for height, names in enumerate(ROWS) for name in names}
 
@@ -80,9 +81,9 @@ def test_every_module_has_its_row():
 def test_walls():
     """trl, transformers, pandas and torch are each known in one corner."""
     assert users_of("trl") == set()  # looked up by name, in integrations/trl/_compat.py
-    assert all(user.startswith("integrations/trl/") for user in users_of("transformers"))
+    assert all(user.startswith(("integrations/trl/", "ppo/")) for user in users_of("transformers"))
     assert users_of("pandas") <= {"frame", "ingest", "adapters/trl.py"}  # the latter two for their annotations
-    assert all(user.startswith("integrations/") or user == "checkpoints" for user in users_of("torch"))
+    assert all(user.startswith(("integrations/", "ppo/")) or user == "checkpoints" for user in users_of("torch"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -147,14 +148,15 @@ def test_public_names():
 
 @pytest.mark.matrix
 def test_ppo_lives_where_it_lives():
-    """PPOTrainer and PPOConfig are TRL's own where it has them; where it has not, the error names the version."""
+    """PPOTrainer and PPOConfig are TRL's own where it has them, else rldk's."""
     import zoo
 
+    import rldk.ppo
     from rldk.integrations import trl
 
+    found = (trl.PPOTrainer, trl.PPOConfig)
     if zoo.has("ppo"):
         # From TRL 0.26 to 0.28 the top level has subclasses that only warn.
-        assert all(issubclass(*pair) for pair in zip(zoo.classes("ppo"), (trl.PPOTrainer, trl.PPOConfig)))
+        assert all(issubclass(*pair) for pair in zip(zoo.classes("ppo"), found))
     else:
-        with pytest.raises(ImportError, match=r"removed PPO in 1\.13\.0"):
-            getattr(trl, "PPOTrainer")  # noqa: B009
+        assert found == (rldk.ppo.PPOTrainer, rldk.ppo.PPOConfig)
