@@ -40,9 +40,12 @@ class Metric(NamedTuple):
 _TABLE = (
     # What every trainer logs
     Metric("loss", "loss", "high", "Training loss of the step or window; centred at 0 in GRPO and RLOO."),
-    Metric("grad_norm", "L2 norm", "both", "Gradient norm before clipping."),
-    Metric("grad_norm_policy", "L2 norm", "both", "Gradient norm of the policy alone (PPO)."),
-    Metric("grad_norm_value", "L2 norm", "both", "Gradient norm of the value model alone (PPO)."),
+    Metric("grad_norm", "L2 norm", "both",
+           "Gradient norm before clipping; TRL's own PPO logs none and does not clip: there rldk measures it as the next two."),
+    Metric("grad_norm_policy", "L2 norm", "both",
+           "Gradient norm of the policy alone (PPO), mean over the optimizer steps since the log before; after clipping, if any."),
+    Metric("grad_norm_value", "L2 norm", "both",
+           "Gradient norm of the value model alone (PPO), mean over the optimizer steps since the log before; after clipping, if any."),
     Metric("lr", "1/step", "", "Learning rate in force at the step."),
     Metric("epoch", "epochs", "", "Passes over the training set so far."),
     Metric("num_tokens", "tokens", "", "Tokens as the trainer counts them; after a resume most trainers start again at 0."),
@@ -67,6 +70,8 @@ _TABLE = (
     Metric("policy_loss", "loss", "", "Policy part of the loss."),
     Metric("value_loss", "reward^2", "high", "Value-function loss; its scale is that of the reward, squared."),
     Metric("value_clip_frac", "share", "high", "Share of value predictions that were clipped."),
+    Metric("explained_variance", "share", "low", "Share of the returns' variance that the values explain; 1 is a perfect critic."),
+    Metric("kl_coef", "weight", "", "Weight of the KL penalty, where it is adapted during the run."),
     Metric("entropy_coef", "weight", "", "Weight of the entropy bonus."),
     # Rewards
     Metric("reward_mean", "reward", "low", "Mean reward of the sampled completions, without any KL penalty."),

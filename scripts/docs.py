@@ -1,10 +1,11 @@
 """Generates the pages of docs/ that are tables of what the code knows.
 
-    python scripts/docs.py            writes docs/metrics.md, docs/detectors.md, docs/detectors/*.md and docs/matrix.md
+    python scripts/docs.py            writes docs/metrics.md, docs/detectors.md, docs/detectors/*.md, docs/matrix.md and
+                                      docs/known-issues.md
     python scripts/docs.py --check    writes nothing; exit status 1, naming the stale pages, if any is
 
-The pages come from `rldk.metrics`, `rldk.vocabulary`, the docstrings in `rldk.detectors`, and docs/matrix/*.json, which
-the trainers' tests record (`UPDATE_MATRIX=1`).
+The pages come from `rldk.metrics`, `rldk.vocabulary`, the docstrings in `rldk.detectors`, the table in
+`rldk.integrations.trl.known_issues`, and docs/matrix/*.json, which the trainers' tests record (`UPDATE_MATRIX=1`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import rldk.vocabulary
 from rldk import _registry, metrics
 from rldk.detectors import Detector, detector_classes
 from rldk.detectors._docstring import HEADINGS, read_docstring
+from rldk.integrations.trl.known_issues import KNOWN_ISSUES, Issue
 from rldk.metrics import METRICS, PATTERNS, SYNONYMS, Metric
 from rldk.vocabulary import families
 from rldk.vocabulary._base import COMMON, Term
@@ -34,9 +36,11 @@ TITLES = {
     "sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO", "ppo": "PPO",
     "orpo": "ORPO", "cpo": "CPO", "online_dpo": "OnlineDPO", "generic": "Any other trainer",
 }
+# In the matrix the two trainers of one vocabulary stand side by side.
+COLUMNS = {**TITLES, "ppo": "PPO (TRL's)", "rldk_ppo": "PPO (rldk's)"}
 # Trainers that log alike stand in one table of the matrix.
 GROUPS = (
-    ("Trainers that sample", ("grpo", "rloo", "ppo", "online_dpo")),
+    ("Trainers that sample", ("grpo", "rloo", "ppo", "rldk_ppo", "online_dpo")),
     ("Trainers on preferences", ("dpo", "kto", "orpo", "cpo")),
     ("Supervised fine-tuning and reward models", ("sft", "reward")),
 )
@@ -241,7 +245,7 @@ def matrix_page() -> str:
         family: [version for version in versions if family not in runs[version]]
         for _, members in GROUPS for family in members
     }
-    gone = [f"{TITLES[family]} on {', '.join(missing)}" for family, missing in without.items() if missing]
+    gone = [f"{COLUMNS[family]} on {', '.join(missing)}" for family, missing in without.items() if missing]
     parts = [
         "# Which trainer fills which metric\n\n" + NOTICE,
         f"Recorded by the tests: each trainer trained six steps on TRL {', '.join(versions[:-1])} and {versions[-1]}, with "
@@ -268,12 +272,59 @@ def matrix_page() -> str:
             cells = [matrix_cell(name, family, runs) for family in members]
             if name not in everywhere or any("E" in cell for cell in cells):
                 rows.append((code(name), *cells))
-        parts.append(f"## {title}\n\n" + table(("metric", *(TITLES[family] for family in members)), rows))
+        parts.append(f"## {title}\n\n" + table(("metric", *(COLUMNS[family] for family in members)), rows))
+    return "\n".join(parts)
+
+
+# known-issues.md
+
+MACHINES = {
+    "no_requests": "requests is not installed", "no_bf16_device": "no device with bf16 is seen",
+    "stray_trackio": "a module named trackio is found that is not the package",
+}
+
+
+def versions_of(issue: Issue) -> str:
+    """Of what a row is true, in words."""
+    return "; ".join(filter(None, [
+        f"TRL {code(issue.trl)}" if issue.trl else "every TRL",
+        f"transformers {code(issue.transformers)}" if issue.transformers else "",
+        MACHINES[issue.machine] if issue.machine else "",
+    ]))
+
+
+def plain(text: str) -> str:
+    """Text whose stars are no emphasis."""
+    return text.replace("*", r"\*")
+
+
+def known_issues_page() -> str:
+    """docs/known-issues.md."""
+    parts = [
+        "# Known issues of TRL\n\n" + NOTICE,
+        "What goes wrong with which TRL, what you see, and what to do. Which of them are true of your installation:\n",
+        '```bash\npython -c "from rldk.integrations.trl import check_trl_compatibility as check; '
+        "print(*check()['warnings'], sep='\\n')\"\n```\n",
+        "Each row is proved by a test on real TRL, on a version (or a machine) that has the issue and on one that has not. "
+        "Versions are judged by their release: `1.13.0.dev0` counts as 1.13.0, and where TRL keeps PPO is looked up rather than "
+        "inferred.\n",
+        table(
+            ("code", "concerns", "true of", "until"),
+            ((f"[{code(issue.code)}](#{issue.code})", issue.affects, versions_of(issue), issue.until) for issue in KNOWN_ISSUES),
+        ),
+    ]
+    for issue in KNOWN_ISSUES:
+        cure = f" rldk's cure: {code(issue.cure)}." if issue.cure else ""
+        parts.append(
+            f"## {issue.code}\n\n{issue.affects}. True of {versions_of(issue)}.\n\n"
+            f"- You see: {plain(issue.symptom)}\n- Do: {plain(issue.remedy)}{cure}\n- Evidence: {issue.evidence}.\n"
+        )
     return "\n".join(parts)
 
 
 PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics_page, "detectors.md": detectors_page, "matrix.md": matrix_page,
+    "known-issues.md": known_issues_page,
     **{f"detectors/{name}.md": partial(detector_page, cls) for name, cls in detector_classes().items()},
 }
 

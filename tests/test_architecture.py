@@ -23,7 +23,8 @@ ROWS = (
     ("_files", "emit", "sinks", "summary", "report", "runfiles", "environment", "follow", "live_view"),
     ("monitor", "alerts_file", "recorder", "resources", "checkpoints", "lifecycle", "timeline", "silence"),
     ("adapters",),
-    ("frame", "ingest", "rebuild", "replay", "runs", "loaded", "live", "_compared", "compare", "model_card", "integrations"),
+    ("frame", "ingest", "rebuild", "replay", "runs", "loaded", "live", "_compared", "compare", "model_card", "ppo"),
+    ("integrations",),
     ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(ROWS) for name in names}
@@ -81,10 +82,10 @@ def test_every_module_has_its_row():
 def test_walls():
     """trl, transformers, pandas and torch are each known in one corner."""
     assert users_of("trl") == set()  # looked up by name, in integrations/trl/_compat.py
-    assert all(user.startswith("integrations/trl/") for user in users_of("transformers"))
+    assert all(user.startswith(("integrations/trl/", "ppo/")) for user in users_of("transformers"))
     annotated = {"ingest", "loaded", "adapters/trl.py", "cli/ingest.py", "report/plot.py"}  # with what frame gives them
     assert users_of("pandas") <= {"frame", *annotated}
-    assert all(user.startswith("integrations/") or user == "checkpoints" for user in users_of("torch"))
+    assert all(user.startswith(("integrations/", "ppo/")) or user == "checkpoints" for user in users_of("torch"))
     assert users_of("matplotlib") <= {"report/plot.py", "loaded"}  # the latter for an annotation
 
 
@@ -153,14 +154,15 @@ def test_public_names():
 
 @pytest.mark.matrix
 def test_ppo_lives_where_it_lives():
-    """PPOTrainer and PPOConfig are TRL's own where it has them; where it has not, the error names the version."""
+    """PPOTrainer and PPOConfig are TRL's own where it has them, else rldk's."""
     import zoo
 
+    import rldk.ppo
     from rldk.integrations import trl
 
+    found = (trl.PPOTrainer, trl.PPOConfig)
     if zoo.has("ppo"):
         # From TRL 0.26 to 0.28 the top level has subclasses that only warn.
-        assert all(issubclass(*pair) for pair in zip(zoo.classes("ppo"), (trl.PPOTrainer, trl.PPOConfig)))
+        assert all(issubclass(*pair) for pair in zip(zoo.classes("ppo"), found))
     else:
-        with pytest.raises(ImportError, match=r"removed PPO in 1\.13\.0"):
-            getattr(trl, "PPOTrainer")  # noqa: B009
+        assert found == (rldk.ppo.PPOTrainer, rldk.ppo.PPOConfig)

@@ -1,8 +1,8 @@
 """The documentation is true: its code runs, its links lead somewhere, its generated pages are current.
 
-What the pages may use without making it, since it is the reader's own: a block that names `SFTTrainer` or `GRPOTrainer`
-finds `model`, `tokenizer`, `args` and `dataset` that suit it, and for GRPO `reward`, fresh for each such block. The
-model is tiny. `SFTConfig` and `GRPOConfig` have other defaults here: those that a machine without a GPU needs, and small
+What the pages may use without making it, since it is the reader's own: a block that calls `SFTTrainer`, `GRPOTrainer` or
+`create_ppo_trainer` finds `model`, `tokenizer`, `args` and `dataset` that suit it, and for GRPO `reward`, fresh for each such block. The
+model is tiny. `SFTConfig`, `GRPOConfig` and `PPOConfig` have other defaults here: those that a machine without a GPU needs, and small
 batches. Everything else a page makes itself; its blocks run in order, share their names, and have a folder of their own.
 """
 
@@ -24,6 +24,8 @@ import pytest
 import trl
 import zoo
 
+import rldk.integrations.trl
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -36,7 +38,9 @@ CPU = {
 CONFIGS = {
     "SFT": {**CPU, "learning_rate": 3e-3},
     "GRPO": {**CPU, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 12},
+    "PPO": CPU,
 }
+HOMES = {"SFT": trl, "GRPO": trl, "PPO": rldk.integrations.trl}
 
 
 def blocks(page, language):
@@ -57,15 +61,15 @@ def blocks(page, language):
 
 def readers_own(kind, folder):
     """The model, data and arguments that a reader would bring to a trainer of this kind."""
-    model, tokenizer = zoo.causal_lm(eos_bias=2.0 if kind == "GRPO" else 0.0), zoo.tokenizer()
-    tokenizer.padding_side = "left" if kind == "GRPO" else "right"
+    model, tokenizer = zoo.causal_lm(eos_bias=0.0 if kind == "SFT" else 2.0), zoo.tokenizer()
+    tokenizer.padding_side = "right" if kind == "SFT" else "left"
     # Trainers load reference models and tokenizers from where the model came from.
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model.config._name_or_path = str(folder)
-    column = "prompt" if kind == "GRPO" else "text"
+    column = "text" if kind == "SFT" else "prompt"
     rows = [{column: text} for text in ("the cat sat on a mat.", "a dog sat on the box.", "the old hen sat on a log.")]
-    args = getattr(trl, f"{kind}Config")(output_dir="out", max_steps=6, logging_steps=1, report_to="none")
+    args = getattr(HOMES[kind], f"{kind}Config")(output_dir="out", max_steps=6, logging_steps=1, report_to="none")
     return {
         "model": model, "tokenizer": tokenizer, "args": args, "dataset": datasets.Dataset.from_list(rows * 8),
         "reward": zoo.length,
@@ -76,13 +80,14 @@ def readers_own(kind, folder):
 def test_code_runs(page, tmp_path, tmp_path_factory, monkeypatch):
     """Every block of Python of a page runs, in order, in an empty folder."""
     for kind, defaults in CONFIGS.items():
-        monkeypatch.setattr(trl, f"{kind}Config", functools.partial(getattr(trl, f"{kind}Config"), **defaults))
+        config = functools.partial(getattr(HOMES[kind], f"{kind}Config"), **defaults)
+        monkeypatch.setattr(HOMES[kind], f"{kind}Config", config, raising=False)  # PPO's is looked up when asked for
     monkeypatch.setenv("WANDB_MODE", "offline")
     names = {"__name__": "__docs__"}
     for line, source in blocks(page, "python"):
-        kind = re.search(r"\b(SFT|GRPO)Trainer\(", source)
+        kind = re.search(r"\b(SFT|GRPO)Trainer\(|create_(ppo)_trainer\(", source)
         if kind:
-            names.update(readers_own(kind[1], tmp_path_factory.mktemp("readers_own")))
+            names.update(readers_own((kind[1] or kind[2]).upper(), tmp_path_factory.mktemp("readers_own")))
         code = compile("\n" * line + source, str(page), "exec")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a page shows the library's defaults, of which third parties warn

@@ -42,6 +42,7 @@ FAMILIES: tuple[str, ...] = (
     "grpo",
     "rloo",
     "ppo",
+    "rldk_ppo",  # rldk's own, on every TRL
     "orpo",
     "cpo",
     "online_dpo",
@@ -208,6 +209,22 @@ _TABLE = {
         eos_bias=2.0,
         padding_side="left",
     ),
+    "rldk_ppo": _Family(
+        "PPO",
+        ("prompt",),
+        {
+            "learning_rate": 3e-4,
+            "response_length": 12,
+            "stop_token": "eos",
+            "temperature": 1.0,
+            "num_ppo_epochs": 2,
+            "num_mini_batches": 2,
+            "gradient_accumulation_steps": 2,
+        },
+        rewards=(length, vowels),
+        eos_bias=2.0,
+        padding_side="left",
+    ),
     "orpo": _Family("ORPO", _PAIR, {"learning_rate": 1e-3, "remove_unused_columns": False}),
     "cpo": _Family("CPO", _PAIR, {"learning_rate": 1e-3, "remove_unused_columns": False}),
     "online_dpo": _Family(
@@ -223,6 +240,10 @@ _TABLE = {
 
 @functools.cache
 def _find(family: str) -> tuple[type, type] | None:
+    if family == "rldk_ppo":
+        from rldk.ppo import PPOConfig, PPOTrainer
+
+        return PPOTrainer, PPOConfig
     import trl
 
     names = [_TABLE[family].prefix + suffix for suffix in ("Trainer", "Config")]

@@ -38,7 +38,8 @@ class _Norm:
 class GradientNorm(ThresholdDetector):
     """The gradient explodes.
 
-    What it sees: `grad_norm`, before clipping; where a trainer logs none, `grad_norm_policy` and `grad_norm_value`.
+    What it sees: `grad_norm`, before clipping (of TRL's PPO measured by the callback); without it, `grad_norm_policy` and
+    `grad_norm_value`.
     Why it matters: gradients explode before losses do, and a clipped explosion is still a step in a random direction.
     When it fires: after 20 logs, held against the recent and the long-term level, whichever is higher: one log 10 times the
     level and 6 robust deviations out; three logs within 10 at 5 times and 3 deviations; a mean of the last logs at 5 times

@@ -30,7 +30,7 @@ class ZeroGradient(Detector):
     What to do: look at whether rewards differ inside a group, at `requires_grad`, and at gradient checkpointing.
     False alarms: sparse rewards leave a third to a half of all batches without a gradient, which the streak rule learns
     from the run itself. A reward that has clearly risen and now stands at its best, or pairs all ranked rightly, is
-    convergence. PPO logs no `grad_norm`.
+    convergence. TRL's PPO logs no `grad_norm`; the callback measures it, of policy and value model together.
     Sources: measured on TRL 1.16 (group-constant rewards under `scale_rewards="batch"`: loss 0, `grad_norm` 0, reward
     spread 2.67); rldoctor's shares of 0.2, 0.4 and 0.7 were raised here, since sparse healthy runs reach the first two.
 

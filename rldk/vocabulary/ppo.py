@@ -1,10 +1,10 @@
-"""Proximal policy optimisation (`PPOTrainer`, shipped by TRL up to 1.12).
+"""Proximal policy optimisation: TRL's `PPOTrainer` (shipped up to 1.12) and `rldk.ppo`'s, which logs the same names.
 
 TRL averages the statistics of an update over a buffer of `num_ppo_epochs x num_mini_batches x
 gradient_accumulation_steps` slots a process. Only `ceil(local_mini_batch_size / per_device_train_batch_size)` of the
 `gradient_accumulation_steps` slots of a mini-batch are ever written; the others stay zero and pull every average
 towards zero: with two mini-batches, `val/ratio` reads 0.50 at a true ratio of 1. The share is known from the
-arguments, so the averages are divided by it here.
+arguments, so the averages are divided by it here. `rldk.ppo` averages over what was computed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 from ._base import Correction, Family, Term
 
 _DILUTED = ("approx_kl", "clip_frac", "entropy_mean", "policy_loss", "value_loss", "value_clip_frac", "ratio_mean")
+
+_OWN_ARGUMENT = "kl_adaptation"  # of rldk.ppo's arguments, not of TRL's
 
 
 def _filled_share(arguments: Mapping[str, Any]) -> tuple[float, int] | None:
@@ -40,7 +42,7 @@ def corrector(arguments: Mapping[str, Any]) -> Correction | None:
     slots) the second moment is restored likewise: E[x^2] = (var (N-1)/N + mean^2) / f, and the true variance over the
     f N written slots follows from it.
     """
-    found = _filled_share(arguments)
+    found = None if _OWN_ARGUMENT in arguments else _filled_share(arguments)
     if found is None or found[0] >= 1.0:
         return None
     share, slots = found
@@ -71,7 +73,7 @@ FAMILY = Family(
     marks=(frozenset({"objective/kl", "loss/value_avg"}), frozenset({"objective/kl", "val/ratio"})),
     terms=(
         Term("objective/kl", "kl_mean", "nats/sequence", "k1 estimator summed over the tokens, can be negative"),
-        Term("objective/entropy", "entropy_seq", note="TRL up to 1.8 counts each padding position as -1 nat"),
+        Term("objective/entropy", "entropy_seq", note="TRL up to 1.9 counts each padding position as -1 nat"),
         Term("objective/non_score_reward", "kl_penalty"),
         Term("objective/rlhf_reward", "reward_penalised"),
         Term("objective/scores", "reward_mean"),
@@ -86,6 +88,13 @@ FAMILY = Family(
         Term("val/num_eos_tokens", "eos_tokens", note="of the first process"),
         Term("eps", "episodes_per_second", note="since the start, rounded down to a whole number"),
         Term("episode", "episodes"),
+        # rldk.ppo logs these besides
+        Term("val/explained_variance", "explained_variance"),
+        Term("objective/kl_coef", "kl_coef"),
+        Term("completions/mean_length", "length_mean"),
+        Term("completions/min_length", "length_min"),
+        Term("completions/max_length", "length_max"),
+        Term("completions/clipped_ratio", "truncated_frac"),
     ),
     rank=10,
     corrector=corrector,

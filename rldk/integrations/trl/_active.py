@@ -19,6 +19,7 @@ from ...recorder import Recorder
 from ...resources import ResourceSampler
 from ...silence import Silence
 from ...sinks.trackers import TrackerSink
+from ._gradients import GradientNorms, watch_gradients
 from ._manifest import build_manifest
 from ._reader import LogReader
 from ._resume import RunPlan
@@ -49,6 +50,7 @@ class ActiveRun:
         self._model = weakref.ref(model) if model is not None else lambda: None
         self.weights: WeightWatch | None = None
         self.labels: LabelPeek | None = None
+        self.gradients: GradientNorms | None = None
         self.closed = True
         self.step_ended = time.perf_counter()
         self.stop_reason: str | None = None
@@ -103,9 +105,10 @@ class ActiveRun:
         self.checkpoints = CheckpointAnalyser(callback.guard) if callback.enable_checkpoint_analysis else None
 
     def judge_setup(self, args: Any, state: Any, hook: Mapping[str, Any]) -> list[Alert]:
-        """Judges what is known before the first step, and takes a sample of the weights."""
-        guard, model = self._callback.guard, hook.get("model")
-        facts = guard.call("set-up", facts_of, args, state, self.reader.trainer, hook, trainer_of(state), guard) or {}
+        """Judges what is known before the first step, samples the weights, and asks the optimizer for PPO's gradients."""
+        guard, model, trainer = self._callback.guard, hook.get("model"), trainer_of(state)
+        facts = guard.call("set-up", facts_of, args, state, self.reader.trainer, hook, trainer, guard) or {}
+        self.gradients = guard.call("gradient norms", watch_gradients, args, hook, trainer, guard)
         self.weights = guard.call("sample of the weights", WeightWatch, model, state.global_step) if model is not None else None
         unseen = self.reader.trainer == "sft" and "empty_label_frac" not in facts
         # Compiled, a hook would be traced; where sequences are split over processes, each sees a part of the rows.
@@ -147,6 +150,9 @@ class ActiveRun:
                 self.labels = None
             if self.weights is not None and self.weights.due is not None and step >= self.weights.due:
                 metrics.update(self._callback.guard.call("look at the weights", self.weights.look, step) or {})
+            if self.gradients is not None:
+                for name, value in (self._callback.guard.call("gradient norms", self.gradients.take) or {}).items():
+                    metrics.setdefault(name, value)  # what the trainer logs itself is left as it is
             if self.sampler is not None:
                 self._add_rates(step, event, metrics)
         return changed + self.recorder.record(event)
@@ -198,6 +204,9 @@ class ActiveRun:
         self.weights = None
         if self.labels is not None:
             self._callback.guard.call("look at the labels", self.labels.end)
+        if self.gradients is not None:
+            self._callback.guard.call("gradient norms", self.gradients.end)
+            self.gradients = None
         if self.sampler is not None:
             self.sampler.stop()
             self.sampler = None
