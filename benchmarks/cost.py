@@ -26,7 +26,7 @@ from ._rows import Row, table
 
 __all__ = ["main"]
 
-_PARTS = ("hot", "trainer", "gradients", "run", "load", "startup")
+_PARTS = ("hot", "trainer", "gradients", "run", "load", "report", "startup")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

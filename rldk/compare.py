@@ -144,13 +144,16 @@ def _is_finite(value: float | None) -> TypeGuard[float]:
 
 
 def _differing(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Entries that are not the same in all tables; a table that is empty is not known, and says nothing."""
+    """Entries that are not the same in all tables; a table that is empty is not known, and says nothing.
+
+    An argument that one version of transformers does not have is the same as one that nobody set.
+    """
     known = [table for table in tables if table]
     names = {name: None for table in known for name in table}
     return {
         name: [table.get(name) for table in tables]
         for name in names
-        if any(table.get(name) != known[0].get(name) or (name in table) != (name in known[0]) for table in known)
+        if any(table.get(name) != known[0].get(name) for table in known)
     }
 
 

@@ -22,6 +22,8 @@ PHASES = ("train", "eval", "checkpoint", "summary")
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 # Numpy scalars that a caller hands over are numbers too; keys that are not str are not expected here.
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+# Spares the named tuple's own constructor, where a million lines are read.
+_new = tuple.__new__
 
 
 class Severity(str, enum.Enum):
@@ -215,7 +217,7 @@ def decode(record: Mapping[str, Any]) -> Event | None:
     if type(info.get("trainer", "")) is not str:
         del info["trainer"]
     rng, data, notes, time = get("rng"), get("data_slice"), get("notes"), get("time")
-    return Event(
+    return _new(Event, (
         step,
         wall_time if isinstance(wall_time, (float, int)) else math.nan,
         metrics,
@@ -225,4 +227,4 @@ def decode(record: Mapping[str, Any]) -> Event | None:
         info,
         tuple(note for note in notes if type(note) is str) if notes and type(notes) is list else (),
         time if type(time) is str else "",
-    )
+    ))

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from ._files import read_object
+from ._judging import Second, blocks
 from .adapters import Adapter, Survey
 from .adapters.rldk_stream import RldkStream
 from .detectors import make_detectors
@@ -21,7 +22,6 @@ from .exceptions import ConfigurationError, EmptyLogError, NoLogsError
 from .ingest import find_logs, open_log, oriented, run_name
 from .recorder import Recorder
 from .runfiles import RunFiles, check_run_id
-from .timeline import Resumes
 
 __all__ = ["folder_for", "is_ours", "open_source", "rebuild_log", "rebuild_run", "recorded_thresholds", "status_of"]
 
@@ -30,7 +30,6 @@ UNSAID = "the log does not say how the run ended"
 
 Progress = Callable[[int, int | None], None]
 
-_EVENTS_A_CALL = 1000
 _HEAD = 4096
 
 
@@ -114,23 +113,19 @@ def rebuild_log(
     if alert_thresholds is None:
         alert_thresholds = recorded_thresholds(manifest)
     trainer = (manifest.get("trainer") or {}).get("family")
-    recorder = Recorder(name, files, make_detectors(alert_thresholds), jsonl_interval=0, trainer=trainer)
-    recorder.manifest = manifest
-    later = Resumes(survey.resumes)
     count = 0
-    for position, event in log.numbered():
-        if event.run_id != run_id or not later.keep(position, run_id, event.step):
-            continue
-        # Notes were written by the live run: they are of its alerts, which are about to be found again.
-        recorder.record(event._replace(notes=()) if event.notes else event)
+    with Second(log, run_id, survey, alert_thresholds) as second:
+        detectors = make_detectors(alert_thresholds)
+        recorder = Recorder(name, files, detectors, jsonl_interval=0, trainer=trainer, elsewhere=second.numbers)
+        recorder.manifest = manifest
+        for events in blocks(log, run_id, survey, progress):
+            recorder.trainer = recorder.trainer or (None if count else events[0].model_info.get("trainer"))
+            recorder.take(events)
+            count += len(events)
         if not count:
-            recorder.trainer = recorder.trainer or event.model_info.get("trainer")
-        count += 1
-        if progress is not None and not count % _EVENTS_A_CALL:
-            progress(position, survey.length)
-    if not count:
-        known = f" It has: {', '.join(map(repr, survey.runs))}" if survey.runs else ""
-        raise EmptyLogError(f"no event of run {run_id!r} in {stream}.{known}")
+            known = f" It has: {', '.join(map(repr, survey.runs))}" if survey.runs else ""
+            raise EmptyLogError(f"no event of run {run_id!r} in {stream}.{known}")
+        recorder.join(second.found())
     for key in ("began", "skipped_values", "lost", "rldk_failures", "environment"):
         if key in report:
             recorder.extra[key] = report[key]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,7 @@ class Recorder:
         console_interval: Steps between console lines; 0 for none.
         resume_at: The step that a resumed run goes on from; None for a new run.
         trackers: Where alerts go beside rldk's own files; None for nowhere.
+        elsewhere: As of `Monitor`.
     """
 
     def __init__(
@@ -66,12 +67,13 @@ class Recorder:
         console_interval: int = 0,
         resume_at: int | None = None,
         trackers: TrackerSink | None = None,
+        elsewhere: Container[int] = (),
     ) -> None:
         self.run_id = run_id
         self.files = files
         self.guard = guard or Guard()
         self.trainer = trainer
-        self.monitor = Monitor(detectors, self.guard)
+        self.monitor = Monitor(detectors, self.guard, elsewhere)
         self.summary = Summary()
         self.curves = Curves()
         self.manifest: Mapping[str, Any] = {}
@@ -115,6 +117,21 @@ class Recorder:
             self.curves.add(event)
         if not replayed:
             self.monitor.alerts.extend(read_alerts(self.files.alerts))
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Takes a block of events of a run that is over: files come out as by `record` of each, but for a stream of events."""
+        changed = self.monitor.observe_block(events)
+        self._fold(events)
+        self._announce(changed)
+
+    def join(self, found: Iterable[list[Alert] | dict[str, Any]]) -> None:
+        """Takes in what another process found in the events that were taken: alerts as they came, at last `Monitor.found`."""
+        for part in found:
+            if isinstance(part, list):
+                self._announce(part)
+            else:
+                self.guard.failures.update(part["failed"])
+                self.monitor.join(part)
 
     def begin(self, setup: Mapping[str, Any]) -> list[Alert]:
         """Judges what is known as training begins (`Monitor.begin`). It is written with the first event.
@@ -185,9 +202,14 @@ class Recorder:
     def _pass_on(self) -> None:
         """Gives the held events to those that nobody watches live: in batches they cost the training step little."""
         held, self._held = self._held, []
-        for event in held:
+        self._fold(held)
+
+    def _fold(self, events: Sequence[Event]) -> None:
+        # One after the other: a loop of one thing's code is quicker than one of three.
+        for event in events:
             self.summary.add(event)
-            self.curves.add(event)
+        self.curves.add_all(events)
+        for event in events:
             self._attempt(self._csv, self._csv.write, event)
 
     def _attempt(self, sink: object, function: Callable[..., None], *args: Any) -> None:

@@ -7,11 +7,12 @@ had; what a resume made void is left out, as it is when a run's files are made a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ._files import read_object
+from ._judging import EVENTS_A_BLOCK, blocks
 from .adapters import Adapter, Survey
 from .adapters.rldk_stream import RldkStream
 from .detectors import make_detectors, merged_thresholds
@@ -64,12 +65,13 @@ class Replayed:
         self._monitor = Monitor(make_detectors(self.thresholds))
         self._summary = Summary()
 
-    def take(self, event: Event) -> None:
-        """Judges one event."""
-        if self.trainer is None:
-            self.trainer = event.model_info.get("trainer")
-        self._monitor.observe(event)
-        self._summary.add(event)
+    def take(self, events: Sequence[Event]) -> None:
+        """Judges a block of events."""
+        for event in events:
+            if self.trainer is None:
+                self.trainer = event.model_info.get("trainer")
+            self._summary.add(event)
+        self._monitor.observe_block(events)
 
     @property
     def found(self) -> list[Alert]:
@@ -105,14 +107,10 @@ def replay_run(run: Replayed, survey: Survey, progress: Callable[[int, int | Non
     Raises:
         NoLogsError: If the log cannot be read.
     """
-    resumes = Resumes(survey.resumes)
     try:
-        for count, (position, event) in enumerate(run.log.numbered()):
-            if event.run_id == run.run_id and resumes.keep(position, run.run_id, event.step):
-                run.take(event)
-                yield event
-            if progress is not None and not count % _EVENTS_A_CALL:
-                progress(position, survey.length)
+        for events in blocks(run.log, run.run_id, survey, progress):
+            run.take(events)
+            yield from events
     except OSError as error:
         raise NoLogsError(f"cannot read {run.path}: {error}") from error
 
@@ -169,6 +167,7 @@ def replay_log(
         UnknownSchemaError: If it has records, and none with a step and a metric.
     """
     runs: dict[str, Replayed] = {}
+    waiting: dict[str, list[Event]] = {}
     try:
         survey = log.survey()
         resumes = Resumes(survey.resumes)
@@ -178,11 +177,16 @@ def replay_log(
             if run is None:
                 run = runs[run_id] = Replayed(run_id, log, alert_thresholds)
             if resumes.keep(position, run_id, event.step):
-                run.take(event)
+                block = waiting.setdefault(run_id, [])
+                block.append(event)
+                if len(block) >= EVENTS_A_BLOCK:
+                    run.take(waiting.pop(run_id))
             if progress is not None and not count % _EVENTS_A_CALL:
                 progress(log.path, position, survey.length)
     except OSError as error:
         raise NoLogsError(f"cannot read {log.path}: {error}") from error
+    for run_id, block in waiting.items():
+        runs[run_id].take(block)
     if not runs:
         raise EmptyLogError(f"no event in {log.path}") if isinstance(log, RldkStream) else unreadable([log])
     return list(runs.values())

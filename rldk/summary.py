@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,17 +103,19 @@ class Summary:
 
     def _fold(self) -> None:
         batch, self._batch = self._batch, []
-        for step, wall_time, _, phase, _, data_slice, _, _, _ in batch:
-            self.events[phase] = self.events.get(phase, 0) + 1
-            if self.first_step is None and phase == "train":
-                self.first_step = step
-            if step > self.last_step:
-                self.last_step = step
-            if wall_time > self.wall_time:
-                self.wall_time = wall_time
-            for name, count in data_slice.items():
-                if isinstance(count, (int, float)) and math.isfinite(count):
-                    self.tokens[name] = self.tokens.get(name, 0) + int(count)
+        if not batch:
+            return
+        steps, wall_times, _, phases, _, slices, _, _, _ = zip(*batch)
+        counts: Counter[str] = Counter(phases)
+        for phase, count in counts.items():
+            self.events[phase] = self.events.get(phase, 0) + count
+        if self.first_step is None and "train" in phases:
+            self.first_step = steps[phases.index("train")]
+        self.last_step = max(self.last_step, max(steps))
+        self.wall_time = max(self.wall_time, *wall_times)  # in this order: of a NaN each comparison is false
+        for name, tokens in itertools.chain.from_iterable(data_slice.items() for data_slice in slices):
+            if isinstance(tokens, (int, float)) and math.isfinite(tokens):
+                self.tokens[name] = self.tokens.get(name, 0) + int(tokens)
         values: dict[str, list[Any]] = {}
         # Events in a row that have the same metrics are turned from rows into columns at once.
         for names, alike in itertools.groupby((event.metrics for event in batch), tuple):

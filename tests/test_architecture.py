@@ -23,7 +23,7 @@ ROWS = (
     ("_files", "emit", "sinks", "summary", "report", "runfiles", "environment", "follow", "live_view"),
     ("monitor", "alerts_file", "recorder", "resources", "checkpoints", "lifecycle", "timeline", "silence"),
     ("adapters",),
-    ("frame", "ingest", "rebuild", "replay", "runs", "loaded", "live", "_compared", "compare", "model_card", "ppo"),
+    ("frame", "ingest", "_judging", "rebuild", "replay", "runs", "loaded", "live", "_compared", "compare", "model_card", "ppo"),
     ("integrations",),
     ("cli", "__main__"),
 )

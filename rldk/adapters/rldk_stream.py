@@ -49,7 +49,8 @@ class RldkStream(Adapter):
         number = 0
         with open(self.path, "rb", buffering=_BUFFER) as file:
             for number, line in enumerate(file, 1):
-                if same in line and _MARK not in line:
+                # From the end, near which rldk writes it.
+                if line.rfind(same) >= 0 and _MARK not in line:
                     continue
                 event = _event_in(line)
                 if event is None:

@@ -40,8 +40,9 @@ class Mean:
 
     def add(self, value: float) -> float:
         """Takes a finite value in; returns the mean."""
-        self.count += 1
-        self.value += (value - self.value) * max(self.alpha, 1.0 / self.count)
+        count = self.count = self.count + 1
+        first = 1.0 / count
+        self.value += (value - self.value) * (first if first > self.alpha else self.alpha)
         return self.value
 
 
@@ -85,15 +86,18 @@ class LogLevel:
 
     def add(self, logarithm: float) -> None:
         """Takes the logarithm of a value in."""
-        self.count += 1
-        if self.count == 1:
+        # Written out, since a call of `max` costs more than the rest of a line.
+        count = self.count = self.count + 1
+        if count == 1:
             self.centre = logarithm
             return
         above = logarithm - self.centre
-        if self.count > 10:
-            limit = self.clip * max(self.floor, 1.25 * self.deviation)
+        if count > 10:
+            spread = 1.25 * self.deviation
+            limit = self.clip * (spread if spread > self.floor else self.floor)
             above = limit if above > limit else -limit if above < -limit else above
-        weight = max(self.alpha, 1.0 / self.count)
+        first = 1.0 / count
+        weight = first if first > self.alpha else self.alpha
         self.centre += weight * above
         self.deviation += weight * (abs(above) - self.deviation)
 
@@ -117,10 +121,10 @@ class FastSlow:
 
     def add(self, value: float) -> float:
         """Takes a value in; returns fast minus slow."""
-        self.count += 1
-        first = 1.0 / self.count
-        self.fast += (value - self.fast) * max(self.fast_alpha, first)
-        self.slow += (value - self.slow) * max(self.slow_alpha, first)
+        count = self.count = self.count + 1
+        first = 1.0 / count
+        self.fast += (value - self.fast) * (first if first > self.fast_alpha else self.fast_alpha)
+        self.slow += (value - self.slow) * (first if first > self.slow_alpha else self.slow_alpha)
         return self.fast - self.slow
 
 

@@ -167,7 +167,7 @@ class KLDivergence(ThresholdDetector):
         self._grown = self._grown + 1 if level > own and (known or level > 0.5) else 0
         if self._lost >= 5:
             self._exit = 0.7 * lost
-            return f"above {number(lost)} nats a token in the last {self._lost} logs", Severity.CRITICAL, lost
+            return f"the median of three logs is above {number(lost)} nats a token, {self._lost} times in a row", Severity.CRITICAL, lost
         if self._exit is None and far < level > far * _A_STEP * step and step <= _START:
             self._exit = 0.7 * far
             return f"{number(level)} nats a token after {step} steps, too fast for a sound start", Severity.WARNING, far
@@ -177,7 +177,7 @@ class KLDivergence(ThresholdDetector):
             if self._far >= 10:
                 self._exit = 0.7 * far
                 severity = Severity.CRITICAL if known else Severity.WARNING
-                return f"above {number(far)} nats a token for {self._far} logs{without}", severity, far
+                return f"the median of three logs is above {number(far)} nats a token, {self._far} times in a row{without}", severity, far
             self._exit = 0.7 * own
             return f"ten times its early level of {number(baseline)} nats a token{without}", Severity.WARNING, own
         if self._exit is not None:

@@ -14,7 +14,7 @@ from ..summary import Summary
 
 __all__ = ["STATUSES", "build_report"]
 
-STATUSES = ("running", "completed", "stopped", "failed")
+STATUSES = ("running", "completed", "stopped", "failed", "unknown")
 _RESOURCES = (
     "cpu_percent", "host_cpu_percent", "memory_bytes", "memory_peak_bytes", "host_memory_frac",
     "host_memory_peak_frac", "gpu_percent", "gpu_memory_bytes", "gpu_memory_peak_bytes", "gpu_memory_frac",

@@ -45,6 +45,7 @@ class MetricsCsvSink:
         self._in_file = 0  # columns that the file's header has; 0 while there is no file of ours
         self._last_names: tuple[str, ...] = ()  # metrics of the row before, and where their columns are
         self._indices: list[int] = []
+        self._in_order = True  # whether those are the first ones
         self._held: dict[int, Event] = {}  # by step, in order; rows that are not in the file yet
         if resume_at is not None:
             self._take_over(resume_at)
@@ -67,7 +68,7 @@ class MetricsCsvSink:
         steps = list(self._held)[:count]
         rows = [self._row(self._held.pop(step)) for step in steps]
         width = len(self._header)
-        block = b"".join([_line(row, width) for row in rows])
+        block = _lines(rows, width)
         try:
             if width != self._in_file or not self.path.exists():
                 self._rewrite(width)
@@ -82,6 +83,9 @@ class MetricsCsvSink:
         if names != self._last_names:
             self._last_names = names
             self._indices = [self._column(name) for name in names]
+            self._in_order = self._indices == [*range(len(_FIXED), len(_FIXED) + len(names))]
+        if self._in_order:
+            return [event.step, event.wall_time, *event.metrics.values()]  # `_line` fills it up
         row: list[Any] = [None] * len(self._header)
         row[0], row[1] = event.step, event.wall_time
         for index, value in zip(self._indices, event.metrics.values()):
@@ -158,6 +162,14 @@ class MetricsCsvSink:
         """Writes the rows that are still in memory."""
         if self._held:
             self._flush(len(self._held))
+
+
+def _lines(rows: list[list[Any]], width: int) -> bytes:
+    if all(len(row) == width for row in rows):
+        block = orjson.dumps(rows)
+        if b"null" not in block:
+            return block[2:-2].replace(b"],[", b"\n") + b"\n"
+    return b"".join([_line(row, width) for row in rows])
 
 
 def _line(row: list[Any], width: int) -> bytes:
