@@ -1014,7 +1014,7 @@ WRONG = {
     "weights of nothing": ({"reward_model": CLASSIFIER, "reward_weights": [1.0]}, "reward_weights are weights of reward_funcs"),
     "no dataset": ({"train_dataset": None}, "train_dataset is required"),
     "an empty dataset": ({"train_dataset": prompts(0)}, "train_dataset is empty"),
-    "no prompt column": ({"train_dataset": prompts(column="question")}, r"train_dataset has no prompts: none of prompt, .*\['question'\]"),
+    "no prompt column": ({"train_dataset": prompts(column="question")}, r"train_dataset has no prompts: none of input_ids, prompt, .*\['question'\]"),
     "an endless dataset": ({"train_dataset": iter(())}, "train_dataset has no length"),
     "columns": ({"train_dataset": {"prompt": ["a"]}}, "train_dataset is a dict of prompt: give a dataset of rows"),
     "an endless dataset to evaluate": ({"eval_dataset": iter(())}, "eval_dataset has no length"),
