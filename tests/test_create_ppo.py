@@ -22,6 +22,7 @@ import rldk
 import rldk.ppo
 from rldk.exceptions import ConfigurationError
 from rldk.integrations.trl import EventWriterCallback, PPOConfig, create_ppo_trainer
+from rldk.ppo.prompts import ids_of
 
 pytestmark = pytest.mark.matrix
 
@@ -193,6 +194,54 @@ def value_head_model(base):
     return Shape(AutoModelForCausalLM.from_pretrained(base))
 
 
+def test_ids_win_over_text_and_rewards_see_the_text(base, tmp_path):
+    """Who has tokenised the prompts himself means those ids; the reward function still gets the text."""
+    rows = prompts().add_column("input_ids", [[5, 6, 7]] * 16)
+    seen = []
+
+    def reward(prompts, completions):
+        seen.extend(prompts)
+        return zoo.vowels(completions)
+
+    trainer = create_ppo_trainer(base, config(tmp_path), rows, reward_funcs=reward)
+    trainer.train()
+    assert trainer._experience.input_ids[:, :3].tolist() == [[5, 6, 7]] * 8
+    assert set(seen) == set(rows["prompt"])
+
+
+def test_an_answer_that_has_been_begun_is_gone_on_with(base):
+    """Messages that end with the assistant's get no second header of an assistant."""
+    text = zoo.tokenizer()
+    text.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{% if not loop.last %} {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %} now{% endif %}"
+    )
+    asked = [{"role": "user", "content": "the cat"}]
+    begun = [*asked, {"role": "assistant", "content": "sat"}]
+    assert text.decode(ids_of(asked, text)) == "the cat now"
+    assert text.decode(ids_of(begun, text)) == "the cat sat"
+
+
+def test_one_callback_is_taken_as_it_is(base, tmp_path):
+    """A list around a single callback is easily forgotten."""
+    writer = EventWriterCallback(tmp_path / "one.jsonl")
+    trainer = create_ppo_trainer(base, config(tmp_path), prompts(), writer, reward_funcs=zoo.vowels)
+    assert writer in trainer.callback_handler.callbacks
+    with pytest.raises(ConfigurationError, match="needs an eval_dataset"):
+        trainer.evaluate()
+
+
+def test_another_temperature_ends_the_rollout_that_was_stored(base, tmp_path, caplog):
+    """What was sampled at one temperature is not trained at another."""
+    arguments = {"total_episodes": 32, "save_strategy": "steps", "save_steps": 3}
+    create_ppo_trainer(base, config(tmp_path, **arguments), prompts(), reward_funcs=zoo.vowels).train()
+    again = create_ppo_trainer(base, config(tmp_path, **arguments, temperature=0.5), prompts(), reward_funcs=zoo.vowels)
+    with caplog.at_level(logging.WARNING, "rldk"):
+        again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert "temperature was 1.0 and is 0.5: a new rollout begins" in caplog.text
+    assert again.state.global_step == 8
+
+
 def test_a_run_resumes_on_the_same_curve(base, tmp_path):
     """On rldk.ppo a run cut off goes on as if it had not been."""
     arguments = {"total_episodes": 32, "save_strategy": "steps", "save_steps": 3}
@@ -210,6 +259,28 @@ def test_a_run_resumes_on_the_same_curve(base, tmp_path):
         assert torch.equal(one, other)
 
 
+def test_a_value_model_may_be_a_path(base, tmp_path):
+    """As a reward model may."""
+    zoo.sequence_classifier(2).save_pretrained(tmp_path / "critic")
+    trainer = create_ppo_trainer(
+        base, config(tmp_path), prompts(), reward_funcs=zoo.vowels, value_model=str(tmp_path / "critic")
+    )
+    assert all(weight.requires_grad for weight in trainer.model.value_model.parameters())
+    assert torch.equal(trainer.model.value_model.score.weight, zoo.sequence_classifier(2).score.weight)
+
+
+if OWN:
+
+    @pytest.mark.parametrize("kind", [dict, lambda **sets: sets["a"].to_iterable_dataset(), lambda **sets: list(sets["a"])])
+    def test_trl_evaluates_on_one_dataset(kind, base, tmp_path):
+        """Its trainer knows neither several sets nor a stream."""
+        with pytest.raises(ConfigurationError, match=r"eval_dataset must be a datasets\.Dataset, not"):
+            create_ppo_trainer(
+                base, config(tmp_path), prompts(), backend="trl", reward_model=zoo.sequence_classifier(1),
+                value_model=zoo.sequence_classifier(2), eval_dataset=kind(a=prompts()),
+            )
+
+
 if not OWN:
 
     def test_trl_without_ppo_cannot_be_forced(base, tmp_path):
@@ -224,6 +295,9 @@ if not OWN:
         ({"backend": "ours"}, "backend must be 'auto', 'trl' or 'rldk', not 'ours'"),
         ({"backend": "trl", "reward_funcs": zoo.vowels}, "no reward_funcs"),
         ({"evaldataset": None}, "Did you mean 'eval_dataset'"),
+        ({"processing_class": None}, "is given to create_ppo_trainer as tokenizer"),
+        ({"args": None}, "is given to create_ppo_trainer as ppo_config"),
+        ({"reward_funcs": zoo.vowels, "eval_dataset": iter(())}, "eval_dataset"),
         ({"kl_coef": 0.1}, "set it in ppo_config"),
         ({"ppo_config": {"kl_coef": 0.1}}, "must be a PPOConfig .* not dict"),
         ({"reward_funcs": [lambda completions: [0.0], 3]}, "reward_funcs"),
@@ -231,13 +305,15 @@ if not OWN:
         ({"train_dataset": datasets.Dataset.from_dict({"question": ["a"]})}, "train_dataset"),
         ({"reward_funcs": zoo.vowels, "reward_model": zoo.sequence_classifier(1)}, "reward_model"),
         ({"reward_funcs": zoo.vowels, "num_mini_batches": 3}, "num_mini_batches"),
+        ({"reward_funcs": zoo.vowels, "neftune_noise_alpha": 5.0}, "neftune_noise_alpha"),
+        ({"reward_funcs": zoo.vowels, "include_for_metrics": ["inputs"]}, "include_for_metrics"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_what_cannot_work_is_said_before_the_first_step(asked, message, base, tmp_path):
     """One error that names the argument, for each way to get it wrong."""
     asked = dict(asked)
-    arguments = {name: asked.pop(name) for name in ("num_mini_batches",) if name in asked}
+    arguments = {name: asked.pop(name) for name in ("num_mini_batches", "neftune_noise_alpha", "include_for_metrics") if name in asked}
     ppo_config = asked.pop("ppo_config", None) or config(tmp_path, **arguments)
     dataset = asked.pop("train_dataset") if "train_dataset" in asked else prompts()
     if "reward_funcs" not in asked:

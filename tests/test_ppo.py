@@ -500,6 +500,23 @@ class TestRewards:
             torch.testing.assert_close(rollout.scores[row], alone, rtol=1e-4, atol=1e-5)
         assert not any(p.requires_grad for p in classifier.parameters())
 
+    def test_a_reward_model_reads_chats_by_its_own_template(self, tmp_path):
+        own = tokenizer(chat_template="{% for m in messages %}{{ m['role'][0] }}.{{ m['content'] }}{% endfor %}")
+        classifier = zoo.sequence_classifier(1)
+        trainer = ppo(
+            tmp_path, Tap, reward_model=classifier, reward_processing_class=own, train_dataset=CHATS,
+            processing_class=tokenizer(chat_template=TEMPLATE),
+        )
+        trainer.train()
+        rollout, text = trainer.rollouts[0], zoo.tokenizer()
+        for row in range(8):
+            length = rollout.mask.shape[1]
+            prompt = text.decode(rollout.input_ids[row, :-length], skip_special_tokens=True).strip()
+            answer = text.decode(rollout.input_ids[row, -length:], skip_special_tokens=True)
+            with torch.no_grad():
+                alone = classifier(**text(f"u.{prompt}a.{answer}", return_tensors="pt")).logits[0, 0]
+            torch.testing.assert_close(rollout.scores[row], alone, rtol=1e-4, atol=1e-5)
+
     def test_a_score_that_is_not_finite_later_in_the_run(self, tmp_path, caplog):
         """A warning; the response is left out and the training goes on finite."""
         calls = itertools.count()
@@ -917,6 +934,15 @@ class TestResume:
             trainer.train(resume_from_checkpoint=str(folder))
         assert "has no state of PPO for process 0: a new rollout begins at once" in caplog.text
         assert trainer.state.global_step == 16 and len(trainer.rollouts) == 3
+        # Eight prompts an update of four steps; the second update, broken off, is begun anew.
+        counted = {row["step"]: row["episode"] for row in trainer.state.log_history if "grad_norm" in row}
+        assert {step: counted[step] for step in (9, 12, 15)} == {9: 24, 12: 24, 15: 32}
+
+    def test_a_fixed_kl_coefficient_is_that_of_the_arguments(self, whole, tmp_path):
+        kind, folder, _ = whole
+        trainer = ppo(tmp_path, **{**KINDS[kind](), **LONG, "kl_coef": 0.3, "kl_target": None})
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-6"))
+        assert trainer.kl_coef == 0.3
 
     def test_other_batch_sizes_are_refused(self, whole, tmp_path):
         kind, folder, _ = whole
@@ -962,11 +988,21 @@ async def later(completions):
 MODEL = zoo.causal_lm(0, 2.0)
 CLASSIFIER = zoo.sequence_classifier(1)
 
+
+def on_the_backbone_of(model):
+    other = zoo.sequence_classifier(5)
+    other.model = model.model
+    return other
+
+
 # what is given, and what the error says
 WRONG = {
     "no eos": ({"processing_class": tokenizer(eos_token=None)}, "processing_class has no eos_token"),
     "the policy as reference": ({"model": MODEL, "ref_model": MODEL}, "ref_model is the same object as model"),
     "two sources of reward": ({"reward_model": CLASSIFIER, "reward_funcs": zoo.vowels}, "reward_model or reward_funcs"),
+    "a reference on the policy's weights": ({"model": MODEL, "ref_model": on_the_backbone_of(MODEL)}, "ref_model shares trainable weights with model"),
+    "a reward on the policy's weights": ({"model": MODEL, "reward_model": on_the_backbone_of(MODEL)}, "reward_model shares trainable weights with model"),
+    "a reward on the critic's weights": ({"reward_model": on_the_backbone_of(CLASSIFIER), "value_model": CLASSIFIER}, "reward_model shares trainable weights with value_model"),
     "no reward": ({"reward_funcs": None}, "reward_model or reward_funcs"),
     "the reward model as value model": ({"reward_model": CLASSIFIER, "value_model": CLASSIFIER}, "value_model is the same object as reward_model"),
     "not callable": ({"reward_funcs": [zoo.vowels, 3]}, r"reward_funcs\[1\] is not a function: 3"),
@@ -978,8 +1014,12 @@ WRONG = {
     "weights of nothing": ({"reward_model": CLASSIFIER, "reward_weights": [1.0]}, "reward_weights are weights of reward_funcs"),
     "no dataset": ({"train_dataset": None}, "train_dataset is required"),
     "an empty dataset": ({"train_dataset": prompts(0)}, "train_dataset is empty"),
-    "no prompt column": ({"train_dataset": prompts(column="question")}, r"train_dataset has no prompts: none of prompt, .*\['question'\]"),
+    "no prompt column": ({"train_dataset": prompts(column="question")}, r"train_dataset has no prompts: none of input_ids, prompt, .*\['question'\]"),
     "an endless dataset": ({"train_dataset": iter(())}, "train_dataset has no length"),
+    "columns": ({"train_dataset": {"prompt": ["a"]}}, "train_dataset is a dict of prompt: give a dataset of rows"),
+    "an endless dataset to evaluate": ({"eval_dataset": iter(())}, "eval_dataset has no length"),
+    "the best by no loss": ({"eval_dataset": prompts(), "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}, "metric_for_best_model is 'loss'"),
+    "a reward tokenizer that cannot pad": ({"reward_model": CLASSIFIER, "reward_processing_class": tokenizer(pad_token=None)}, "reward_processing_class has no pad_token"),
     "rows of text": ({"train_dataset": ["a cat"]}, "a row of train_dataset is a mapping"),
     "an empty prompt": ({"train_dataset": [{"prompt": ""}]}, "train_dataset: a prompt without a token"),
     "a number as prompt": ({"train_dataset": [{"prompt": 3}]}, "train_dataset: a prompt is text, a list of chat messages or"),
@@ -1028,6 +1068,15 @@ class TestBadInput:
         with pytest.raises(ConfigurationError, match=said):
             trainer.train()
         assert trainer.state.global_step == 0 and same(before, weights(trainer))
+
+    def test_a_reward_function_that_raises_leaves_the_mode_as_it_was(self, tmp_path):
+        def fails(completions):
+            raise OSError("the judge is out")
+
+        trainer = ppo(tmp_path, reward_funcs=fails)
+        with pytest.raises(OSError, match="the judge is out"):
+            trainer.train()
+        assert trainer.model.training
 
     def test_arguments_are_not_changed(self, tmp_path):
         args = arguments(tmp_path)

@@ -40,7 +40,7 @@ class Averages:
         ratio = policy.ratio / tokens.clamp(min=1)  # this pass's mean, whose variance over the passes TRL logs
         one = torch.ones_like(ratio)
         row = torch.stack([
-            part.detach().double()
+            part.detach().to(_precise(part.device))
             for part in (
                 policy.loss, policy.clipped, policy.ratio, policy.approx_kl, entropy, value.loss, value.clipped,
                 tokens, states, one, ratio, ratio * ratio,
@@ -69,7 +69,7 @@ class Averages:
         """From a checkpoint."""
         averages = cls()
         if state is not None:
-            averages._sums = torch.tensor(state, dtype=torch.float64, device=device)
+            averages._sums = torch.tensor(state, dtype=_precise(device), device=device)
         return averages
 
 
@@ -84,13 +84,13 @@ def response_table(experience: Experience, rollout: Rollout, scores: Scores, end
         eos: (B, T), True where a token is EOS.
 
     Returns:
-        (B, columns), float64.
+        (B, columns), float64 where the device has it.
     """
     columns = [
         rollout.scores, experience.kl.sum(dim=1), (-experience.logprobs * experience.mask).sum(dim=1),
         rollout.mask.sum(dim=1), ended, eos.sum(dim=1), rollout.attention_mask.sum(dim=1), *scores.parts.values(),
     ]
-    return torch.stack([column.double() for column in columns], dim=1)
+    return torch.stack([column.to(_precise(column.device)) for column in columns], dim=1)
 
 
 def rollout_metrics(table: Tensor, parts: Iterable[str], kl_coef: float) -> dict[str, float]:
@@ -137,3 +137,8 @@ def mean_of(rollouts: Sequence[Mapping[str, float]]) -> dict[str, float]:
         values = [rollout[name] for rollout in rollouts if name in rollout]
         metrics[name] = values[0] if len(values) == 1 else sum(values) / len(values)
     return metrics
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    """float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..exceptions import ConfigurationError
 
 __all__ = [
-    "Outputs", "PolicyAndValue", "ValueHead", "choose_adapters", "freeze", "frozen_copy", "judge_tokens", "last_hidden_state",
-    "only_these_settings", "without_dropout",
+    "Outputs", "PolicyAndValue", "ValueHead", "check_apart", "choose_adapters", "freeze", "frozen_copy", "judge_tokens",
+    "last_hidden_state", "only_these_settings", "without_dropout",
 ]
 
 _VALUE_FILE = "value.safetensors"
@@ -311,6 +311,23 @@ def without_dropout(*modules: nn.Module | None) -> None:
                 part.p = 0.0
             elif isinstance(getattr(part, "attention_dropout", None), float):
                 part.attention_dropout = 0.0  # type: ignore[assignment]  # a number in attention layers
+
+
+def check_apart(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> None:
+    """That no weight is to be trained in one model and to stand still in another: freezing the one would freeze both.
+
+    Args:
+        trained: Models by the name of their argument; None where there is none.
+        frozen: The same.
+
+    Raises:
+        ConfigurationError: If two of them share a weight that is trained.
+    """
+    for name, model in trained.items():
+        moving = {id(weight) for weight in model.parameters() if weight.requires_grad} if model is not None else set()
+        for other, still in frozen.items():
+            if still is not None and any(id(weight) in moving for weight in still.parameters()):
+                raise ConfigurationError(f"{other} shares trainable weights with {name}, and {other} is frozen: give a copy of it")
 
 
 def freeze(model: Any) -> Any:

@@ -12,8 +12,8 @@ from ..exceptions import ConfigurationError
 
 __all__ = ["PROMPT_COLUMNS", "Prompts", "check_first_prompt", "encode", "ids_of", "prompt_column"]
 
-# In the order in which they are looked for; the first is GRPO's, the last TRL's PPO's.
-PROMPT_COLUMNS = ("prompt", "messages", "query", "text", "input_ids")
+# In the order in which they are looked for: who has tokenised the prompts himself means those ids. The others are texts.
+PROMPT_COLUMNS = ("input_ids", "prompt", "messages", "query", "text")
 
 
 class Prompts(NamedTuple):
@@ -22,7 +22,7 @@ class Prompts(NamedTuple):
     Attributes:
         input_ids: (B, P), padded on the left.
         attention_mask: (B, P).
-        raw: Text, or messages, as the dataset has them; ids are decoded to text. For reward functions.
+        raw: Text, or messages, as the dataset has them; where it has only ids, these decoded. For reward functions.
     """
 
     input_ids: Tensor
@@ -57,8 +57,12 @@ def ids_of(prompt: Any, tokenizer: Any) -> list[int]:
     elif isinstance(prompt, Sequence) and prompt and all(isinstance(message, Mapping) for message in prompt):
         if getattr(tokenizer, "chat_template", None) is None:
             raise ConfigurationError("the prompts are chat messages, but the tokenizer has no chat_template")
-        # Text first: what apply_chat_template returns for ids differs between versions of transformers.
-        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        # Text first: what apply_chat_template returns for ids differs between versions of transformers. An answer that has
+        # been begun is gone on with, as in GRPO.
+        begun = prompt[-1].get("role") == "assistant"
+        text = tokenizer.apply_chat_template(
+            list(prompt), tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+        )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     elif isinstance(prompt, Sequence) and all(isinstance(token, int) for token in prompt):
         ids = list(prompt)
@@ -75,6 +79,8 @@ def check_first_prompt(dataset: Any, tokenizer: Any, argument: str) -> None:
     Raises:
         ConfigurationError: As `ids_of` and `prompt_column`; it names the argument.
     """
+    if isinstance(dataset, Mapping):
+        raise ConfigurationError(f"{argument} is a {type(dataset).__name__} of {', '.join(map(str, dataset))}: give a dataset of rows")
     row = dataset[0]
     if not isinstance(row, Mapping):
         raise ConfigurationError(f"a row of {argument} is a mapping with a prompt, not {row!r:.80}")
@@ -110,8 +116,9 @@ def encode(rows: Sequence[Mapping[str, Any]], tokenizer: Any, pad: int, device: 
     for row_ids, row_mask, tokens in zip(input_ids, mask, ids, strict=True):
         row_ids[width - len(tokens) :] = torch.tensor(tokens)
         row_mask[width - len(tokens) :] = 1
-    if column == "input_ids":
+    written = next((name for name in PROMPT_COLUMNS if name in rows[0] and name != "input_ids"), None)
+    if written is None:
         raw: list[Any] = tokenizer.batch_decode(ids, skip_special_tokens=True)
     else:
-        raw = [row[column] for row in rows]
+        raw = [row[written] for row in rows]
     return Prompts(input_ids.to(device), mask.to(device), raw)

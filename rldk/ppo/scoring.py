@@ -60,7 +60,11 @@ class RewardModel(Scorer):
         model: Has `base_model_prefix`, that backbone and `score`; or returns `logits` of shape (B, 1).
         batch_size: Rows of a forward pass.
         tokenizer: The policy's.
-        own_tokenizer: The reward model's, if it is another one: the text is then tokenised anew.
+        own_tokenizer: The reward model's, if it is another one: the text is then tokenised anew, and chats are put into
+            this tokenizer's chat template if it has one.
+
+    Raises:
+        ConfigurationError: If that tokenizer cannot pad.
     """
 
     def __init__(self, model: Any, batch_size: int, tokenizer: Any, own_tokenizer: Any | None = None) -> None:
@@ -68,6 +72,8 @@ class RewardModel(Scorer):
         self._batch_size = batch_size
         self._tokenizer = tokenizer
         self._own_tokenizer: Any = own_tokenizer
+        if own_tokenizer is not None and own_tokenizer.pad_token_id is None:
+            raise ConfigurationError("reward_processing_class has no pad_token: set one")
         self._direct = hasattr(model, "score") and hasattr(model, getattr(model, "base_model_prefix", None) or "-")
 
     def __call__(
@@ -77,7 +83,7 @@ class RewardModel(Scorer):
         ids = torch.cat([prompts.input_ids, responses], dim=1)
         attention = torch.cat([prompts.attention_mask, mask.long()], dim=1)
         if self._own_tokenizer is not None:
-            ids, attention = self._again(ids, attention)
+            ids, attention = self._again(self._texts(prompts, responses, mask, ids, attention), ids.device)
         parts = [
             self._score(ids[at : at + self._batch_size], attention[at : at + self._batch_size])
             for at in range(0, len(ids), self._batch_size)
@@ -94,11 +100,20 @@ class RewardModel(Scorer):
         score: Tensor = self.model.score(hidden[torch.arange(len(ids), device=ids.device), last])
         return score[:, 0]
 
-    def _again(self, ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        """The same texts in the reward model's own tokens, padded on the right."""
-        texts = [self._tokenizer.decode(row[keep.bool()]) for row, keep in zip(ids, attention, strict=True)]
+    def _texts(self, prompts: Prompts, responses: Tensor, mask: Tensor, ids: Tensor, attention: Tensor) -> list[str]:
+        """What the reward model is to read: chats by its own template if it has one, else the text as the policy has it."""
+        if isinstance(prompts.raw[0], str) or getattr(self._own_tokenizer, "chat_template", None) is None:
+            return [self._tokenizer.decode(row[keep.bool()]) for row, keep in zip(ids, attention, strict=True)]
+        answers = [self._tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(responses, mask, strict=True)]
+        return [
+            self._own_tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
+            for prompt, answer in zip(prompts.raw, answers, strict=True)
+        ]
+
+    def _again(self, texts: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Texts in the reward model's own tokens, padded."""
         tokens = self._own_tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        return tokens["input_ids"].to(ids.device), tokens["attention_mask"].to(ids.device)
+        return tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
 
 
 class RewardFunctions(Scorer):

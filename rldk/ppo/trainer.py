@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,19 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
-from transformers import AutoModelForCausalLM, GenerationConfig, Trainer
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, GenerationConfig, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..exceptions import ConfigurationError
+from ._checks import check_data, check_parts
+from ._sampler import UpdateSampler, unchanged
 from ._statistics import Averages, mean_of, response_table, rollout_metrics
 from .config import PPOConfig, Schedule
 from .losses import adapted_kl_coef, explained_variance, policy_loss, value_loss
 from .models import (
     PolicyAndValue,
+    check_apart,
     choose_adapters,
     freeze,
     frozen_copy,
@@ -37,7 +41,7 @@ from .models import (
     only_these_settings,
     without_dropout,
 )
-from .prompts import check_first_prompt, encode
+from .prompts import encode
 from .rollout import Experience, MicroBatch, Rollout, finished
 from .scoring import RewardFunctions, RewardModel, Scorer, Scores
 
@@ -88,7 +92,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
         model: Any,
         ref_model: Any | None = None,
         reward_model: Any | None = None,
-        train_dataset: Any | None = None,
+        train_dataset: Any = None,
         value_model: Any | None = None,
         data_collator: Any | None = None,
         eval_dataset: Any | None = None,
@@ -99,20 +103,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
         reward_funcs: Any | None = None,
         reward_processing_class: Any | None = None,
     ) -> None:
-        if not isinstance(args, PPOConfig):
-            raise ConfigurationError(f"args must be rldk.ppo.PPOConfig, not {type(args).__module__}.{type(args).__name__}")
-        if train_dataset is None:
-            raise ConfigurationError("train_dataset is required")
-        if ref_model is not None and ref_model is model:
-            raise ConfigurationError("ref_model is the same object as model: give a copy, or None")
-        if (reward_model is None) == (reward_funcs is None):
-            raise ConfigurationError("give reward_model or reward_funcs, one of the two")
-        if args.reward_weights is not None and reward_funcs is None:
-            raise ConfigurationError("reward_weights are weights of reward_funcs, which are not given")
-        if not hasattr(train_dataset, "__len__"):
-            raise ConfigurationError("train_dataset has no length; PPO needs one to plan its updates")
-        if value_model is not None and value_model is reward_model:
-            raise ConfigurationError("value_model is the same object as reward_model: one is trained, the other frozen; give a copy")
+        check_parts(args, model, ref_model, reward_model, reward_funcs, value_model, train_dataset)
         args = copy.copy(args)  # the computed arguments are this trainer's own
         if args.gradient_checkpointing:  # transformers below 5 chose the reentrant kind, which DDP and adapters do not bear
             args.gradient_checkpointing_kwargs = {"use_reentrant": False, **(args.gradient_checkpointing_kwargs or {})}
@@ -124,12 +115,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
             )
         if processing_class is None or processing_class.eos_token_id is None:
             raise ConfigurationError("processing_class has no eos_token: set tokenizer.eos_token")
-        check_first_prompt(train_dataset, processing_class, "train_dataset")
-        for name, dataset in eval_dataset.items() if isinstance(eval_dataset, dict) else [("", eval_dataset)]:
-            if dataset is not None and len(dataset):
-                check_first_prompt(dataset, processing_class, f"eval_dataset[{name!r}]" if name else "eval_dataset")
-        if args.eval_strategy != "no" and eval_dataset is None:
-            raise ConfigurationError(f"eval_strategy is {str(args.eval_strategy)!r}, but there is no eval_dataset")
+        check_data(args, processing_class, train_dataset, eval_dataset)
 
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(model)
@@ -145,6 +131,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
             raise ConfigurationError("model has no parameter that is trained; PeftModel.from_pretrained takes is_trainable=True")
         if ref_model is None and not has_adapter:
             ref_model = frozen_copy(model)
+        check_apart({"model": model, "value_model": value_model}, {"ref_model": ref_model, "reward_model": reward_model})
         without_dropout(model, ref_model, reward_model, value_model)
         self.ref_model = None if ref_model is None else freeze(ref_model)
         self.reward_model = None if reward_model is None else freeze(reward_model)
@@ -164,7 +151,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
         self._begin(args)
 
         super().__init__(
-            model=PolicyAndValue(model, value_model), args=args, data_collator=_unchanged, train_dataset=train_dataset,
+            model=PolicyAndValue(model, value_model), args=args, data_collator=unchanged, train_dataset=train_dataset,
             eval_dataset=eval_dataset, processing_class=processing_class, callbacks=callbacks, optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False  # the Trainer then divides the loss by the accumulation steps
@@ -199,12 +186,12 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
         """Batches of an update's prompts, each as often as an update has forward passes with gradient."""
         schedule = self.schedule
         steps_per_epoch = schedule.updates_per_epoch * schedule.steps
-        sampler = _UpdateSampler(
+        sampler = UpdateSampler(
             len(self.train_dataset), schedule.rollout * self.args.world_size, schedule.micro_steps, self.args.seed,
             lambda: self.state.global_step // steps_per_epoch,
         )
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset, batch_size=schedule.rollout, sampler=sampler, collate_fn=_unchanged,
+            self.train_dataset, batch_size=schedule.rollout, sampler=sampler, collate_fn=unchanged,
             num_workers=self.args.dataloader_num_workers,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
@@ -215,7 +202,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        loader: DataLoader[Any] = DataLoader(dataset, batch_size=self.args.eval_batch_size, collate_fn=_unchanged)
+        if dataset is None:
+            raise ConfigurationError("an evaluation needs an eval_dataset")
+        loader: DataLoader[Any] = DataLoader(dataset, batch_size=self.args.eval_batch_size, collate_fn=unchanged)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
@@ -269,9 +258,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
         """
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         prompts = encode(rows, self.processing_class, self.pad_token_id, self.accelerator.device)
-        was_training = model.training
-        model.eval()  # generation keeps a cache only without gradient checkpointing, which is off in this mode
-        with self.accelerator.autocast():
+        with _evaluating(model), self.accelerator.autocast():
             responses = self._generate(model.policy, prompts.input_ids, prompts.attention_mask)
             mask, ended = finished(responses, self.stop_token_id)
             responses = torch.where(mask, responses, self.pad_token_id)
@@ -284,7 +271,6 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
                 own = model(*batch, value=values, entropy=False)
                 judged.append((own.logprobs, own.values, self._reference(model, batch)))
             scores = self.scorer(rows, prompts, responses, mask, self.state)
-        model.train(was_training)
         logprobs, old_values, ref_logprobs = (torch.cat(parts) for parts in zip(*judged, strict=True))
         total = scores.total
         total = torch.where(total.isfinite(), total, torch.nan)  # left out of the training
@@ -443,7 +429,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
         rank = self.accelerator.process_index
         state = {
             "kl_coef": self.kl_coef, "episode": self.episode, "update": self.update, "micro_steps": self._micro_steps,
-            "schedule": self._plan(), "rollouts": self._rollouts, "totals": self._totals.state(),
+            "schedule": self._plan(), "temperature": self.args.temperature, "rollouts": self._rollouts, "totals": self._totals.state(),
         }
         (folder / f"state_{rank}.json").write_text(json.dumps(state), encoding="utf-8")
         if self._experience is not None and self._micro_steps % self.schedule.micro_steps:
@@ -461,50 +447,39 @@ class PPOTrainer(Trainer):  # type: ignore[misc]  # transformers' base class is 
         path = folder / f"state_{rank}.json"
         if not path.is_file():
             logger.warning("rldk: %s has no state of PPO for process %d: a new rollout begins at once", checkpoint, rank)
-            self._micro_steps = self.state.global_step * self.schedule.accumulation
+            # Of the checkpoint and not of `self.state`, which transformers 4 restores after this.
+            steps = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
+            self._micro_steps = steps * self.schedule.accumulation
+            self.update = steps // self.schedule.steps
+            self.episode = self._episodes_before = self.update * self.args.batch_size
             return
         state = json.loads(path.read_text(encoding="utf-8"))
         if state["schedule"] != self._plan():
             raise ConfigurationError(
                 f"the checkpoint was made with other batch sizes: {state['schedule']}, these are {self._plan()}"
             )
-        self.kl_coef, self.episode, self.update = state["kl_coef"], state["episode"], state["update"]
+        if self.args.kl_target is not None:  # else it is an argument, which may be another than it was
+            self.kl_coef = state["kl_coef"]
+        self.episode, self.update = state["episode"], state["update"]
         self._micro_steps, self._rollouts = state["micro_steps"], state["rollouts"]
         self._totals = Averages.of(state["totals"], self.accelerator.device)
         self._episodes_before = self.episode
         rollout = folder / f"rollout_{rank}.safetensors"
-        if rollout.is_file():
+        if rollout.is_file() and state["temperature"] != self.args.temperature:
+            logger.warning("rldk: temperature was %s and is %s: a new rollout begins", state["temperature"], self.args.temperature)
+        elif rollout.is_file():
             self._experience = Experience.load(rollout, self.accelerator.device)
 
 
-def _unchanged(rows: list[Any]) -> list[Any]:
-    """A collator that leaves rows as they are; at module level, so that workers can be sent it."""
-    return rows
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode, also to be left when a reward function fails.
 
-
-class _UpdateSampler(Sampler[int]):
-    """Prompts in batches, each batch repeated, in a new order each pass.
-
-    Args:
-        size: Number of prompts.
-        batch: Prompts of an update over all processes; if there are fewer, they are taken several times.
-        repeats: How often each batch comes.
-        seed: With the number of the pass it gives the order, so that a resumed run sees the prompts that it would have.
-        epoch: Tells the pass that begins.
+    Generation keeps a cache only without gradient checkpointing, which is off in this mode.
     """
-
-    def __init__(self, size: int, batch: int, repeats: int, seed: int, epoch: Callable[[], int]) -> None:
-        self._size, self._batch, self._repeats, self._seed, self._epoch = size, batch, repeats, seed, epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed + 1_000_003 * self._epoch())
-        order: list[int] = []
-        while len(order) < max(self._batch, self._size):
-            order += torch.randperm(self._size, generator=generator).tolist()
-        for start in range(0, len(self) // self._repeats, self._batch):
-            for _ in range(self._repeats):
-                yield from order[start : start + self._batch]
-
-    def __len__(self) -> int:
-        return max(1, self._size // self._batch) * self._batch * self._repeats
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

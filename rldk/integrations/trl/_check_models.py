@@ -139,7 +139,10 @@ def identity(setup: Setup) -> Findings:
     }
     effects: dict[str, tuple[Level, str]] = {
         "ref_model": ("issues", "it moves as the policy learns; pass a copy, or None"),
-        "reward_model": ("warnings", "its rewards drift while others learn; pass a copy"),
+        "reward_model": (
+            ("warnings", "its rewards drift while others learn; pass a copy") if setup.on_trl
+            else ("issues", "it is frozen, and so would they be; pass a copy")
+        ),
     }
     for name, (level, effect) in effects.items():
         fixed = _storages(setup.roles.get(name), trainable=False)
@@ -208,7 +211,9 @@ def dropout(setup: Setup) -> Findings:
         return
     if any(isinstance(part, nn.Dropout) and part.p > 0 for part in setup.policy.modules()):
         yield "recommendations", "model has dropout, which the trainer turns off in it (p=0): load the trained model anew to have it back"
-    # A number that attention reads, and no nn.Dropout, is beyond what the trainers turn off.
+    if not setup.on_trl:
+        return
+    # A number that attention reads, and no nn.Dropout, is beyond what TRL's trainer turns off.
     found = [getattr(part, "attention_dropout", None) for part in setup.policy.modules()]
     inside = [share for share in found if isinstance(share, float) and share > 0]
     if inside:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-from ...ppo.prompts import PROMPT_COLUMNS
+from ...exceptions import ConfigurationError
+from ...ppo.prompts import PROMPT_COLUMNS, ids_of, prompt_column
 from . import _compat
 from ._ppo_setup import Check, Findings, Setup
 
@@ -90,6 +91,12 @@ def data(setup: Setup) -> Findings:
             f"train_dataset has the columns {columns}: TRL's PPOTrainer reads input_ids and fails on text columns; "
             "create_ppo_trainer tokenises them"
         )
+    for number, row in enumerate(setup.rows if columns is not None and set(columns) & set(PROMPT_COLUMNS) else []):
+        try:
+            ids_of(row[prompt_column(row, "train_dataset")], setup.tokenizer)
+        except ConfigurationError as error:
+            yield "issues", f"train_dataset[{number}]: {error}"
+            break
     if setup.rollout is not None and len(dataset) < setup.rollout:
         sizes = (
             f"train_dataset has {len(dataset)} rows and an update takes {setup.rollout} (per_device_train_batch_size="

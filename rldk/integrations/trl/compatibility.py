@@ -80,7 +80,7 @@ def _fill(report: dict[str, Any], probe: bool) -> None:
             "code": issue.code, "affects": issue.affects, "trl": issue.trl, "transformers": issue.transformers,
             "symptom": symptom, "remedy": issue.remedy, "cure": issue.cure, "evidence": issue.evidence, "until": issue.until,
         })
-        _say(report, f"{issue.affects}: {symptom} [{issue.code}]", f"{issue.remedy} [{issue.code}]")
+        _say(report, f"{issue.affects}: {symptom} Remedy: {issue.remedy} [{issue.code}]", f"{issue.remedy} [{issue.code}]")
 
 
 def _say(report: dict[str, Any], warning: str, recommendation: str) -> None:

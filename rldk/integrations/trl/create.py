@@ -31,13 +31,15 @@ _COMPUTED = (
     "num_total_batches",
 )
 SHARED = "shared"
+# The trainers' arguments that have another name here.
+_OWN_NAMES = {"args": "ppo_config", "processing_class": "tokenizer"}
 
 
 def create_ppo_trainer(
     model_name: Any,
     ppo_config: Any,
     train_dataset: Any,
-    callbacks: Sequence[Any] | None = None,
+    callbacks: Sequence[Any] | Any | None = None,
     *,
     tokenizer: Any = None,
     generation_config: Any = None,
@@ -61,7 +63,7 @@ def create_ppo_trainer(
         model_name: A path or a name to load the policy, and what else is missing, from; or a model.
         ppo_config: `rldk.integrations.trl.PPOConfig`, TRL's or rldk.ppo's; each is converted for the other trainer.
         train_dataset: Rows with a column `prompt`, `messages`, `query`, `text` or `input_ids`.
-        callbacks: Callbacks.
+        callbacks: One or several.
         tokenizer: The policy's; default: the one that stands with `model_name`.
         generation_config: Put on the policy. PPO itself samples by `response_length`, `temperature` and the stop token.
         model: The policy, in place of `model_name`'s. A value-head model is unwrapped, and serves as the value model if
@@ -69,13 +71,14 @@ def create_ppo_trainer(
         ref_model: The reference policy; default: a frozen copy, or the policy without its adapter.
         reward_model: A sequence classifier with one output. With neither this nor `reward_funcs`, one with an untrained
             head is built, with a warning: its rewards are noise.
-        value_model: The critic. `"shared"`, and the default with rldk.ppo, is a value head on the policy's own
+        value_model: The critic, or a path or a name. `"shared"`, and the default with rldk.ppo, is a value head on the policy's own
             backbone; the default with TRL's trainer is a copy of the base with an untrained head, with a warning.
         validate_setup: Whether problems are an error before anything is built; warnings are logged.
         event_log_path: Attaches an `EventWriterCallback` that writes there, unless `callbacks` has one.
         reward_funcs: One or several functions in GRPO's calling convention, in place of `reward_model`.
         backend: `"auto"` is TRL's own trainer where it has one, unless something is asked for that only rldk.ppo has:
-            `reward_funcs`, a shared backbone, `resume_from_checkpoint`, or rldk.ppo's own `PPOConfig`. `"trl"` and
+            `reward_funcs`, a shared backbone, `resume_from_checkpoint` in the config (which transformers leaves to the
+            caller: give it to `train()` too), or rldk.ppo's own `PPOConfig`. `"trl"` and
             `"rldk"` force one. The choice and its reason are logged.
         **ppo_kwargs: Further arguments of the trainer: `eval_dataset`, `peft_config`, `optimizers`, ...
 
@@ -102,7 +105,9 @@ def create_ppo_trainer(
         ref_model=ref_model, reward_model=reward_model, peft_config=ppo_kwargs.get("peft_config"),
         with_reward=reward_funcs is None,
     )
-    if value_model == SHARED:
+    if isinstance(value_model, str) and value_model != SHARED:
+        value_model = value_model_from(value_model, stacklevel=3)
+    elif isinstance(value_model, str):
         value_model = None
     elif value_model is None and chosen == "trl":
         value_model = value_model_from(policy, stacklevel=3)
@@ -126,7 +131,7 @@ def create_ppo_trainer(
         )
     if chosen == "rldk":
         ppo_kwargs["reward_funcs"] = reward_funcs
-    callbacks = list(callbacks or ())
+    callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [] if callbacks is None else [callbacks]
     if event_log_path is not None and not any(isinstance(callback, EventWriterCallback) for callback in callbacks):
         callbacks.append(EventWriterCallback(event_log_path))
     return trainer_class(
@@ -205,6 +210,8 @@ def _check_names(given: Mapping[str, Any], trainer_class: type, config_class: ty
     """Arguments that the trainer does not take, in words."""
     known = list(inspect.signature(trainer_class).parameters)
     for name in given:
+        if name in _OWN_NAMES:
+            raise ConfigurationError(f"{name} is given to create_ppo_trainer as {_OWN_NAMES[name]}")
         if name in known:
             continue
         if name in {field.name for field in dataclasses.fields(config_class)}:
@@ -233,6 +240,8 @@ def _validate(*models: Any, **setup: Any) -> None:
 
 def _tokenised(dataset: Any, tokenizer: Any, argument: str) -> Any:
     """The dataset as TRL's own trainer takes it: `input_ids` and nothing else."""
+    if not hasattr(dataset, "map") or isinstance(dataset, Mapping) or not hasattr(dataset, "__len__"):
+        raise ConfigurationError(f"{argument} must be a datasets.Dataset, not {type(dataset).__name__}")
     column = prompt_column(dataset[0], argument)
     columns = list(getattr(dataset, "column_names", None) or dataset[0])
     others = [name for name in columns if name not in (column, "input_ids")]
@@ -240,8 +249,6 @@ def _tokenised(dataset: Any, tokenizer: Any, argument: str) -> Any:
         return dataset
     if others:
         logger.info("%s: the columns %s are dropped, which TRL's own PPO trainer cannot take", argument, ", ".join(others))
-    if not hasattr(dataset, "map"):
-        raise ConfigurationError(f"{argument} must be a datasets.Dataset, not {type(dataset).__name__}")
     return dataset.map(
         lambda row: {"input_ids": ids_of(row[column], tokenizer)}, remove_columns=[name for name in columns if name != "input_ids"]
     )
