@@ -1,4 +1,4 @@
-"""A recorded run shown to the detectors: a block of events at a time, and of a large stream half of them in a second process.
+"""A recorded run shown to the detectors: a block of events at a time; of a large stream most detectors work in a second process.
 
 Decoding a line costs a third of what judging it does, so that two processes, each of which reads the stream and has half of
 the work, are done nearly twice as fast as one. What they find is put together in the order in which one would find it.
@@ -6,6 +6,7 @@ the work, are done nearly twice as fast as one. What they find is put together i
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -129,6 +130,7 @@ class Second:
 
 def work(*job: Any) -> None:
     """The second process: judges, and writes what `Second.found` yields, a line each."""
+    gc.set_threshold(50_000, 20, 20)  # as in `rldk.cli`
     for part in _judged(*job):
         if isinstance(part, dict) and part["failed"]:
             sys.exit(1)

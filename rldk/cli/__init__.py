@@ -11,6 +11,7 @@ What all share: exit codes (0 fine, 1 alerts at or above `--fail-on`, 2 bad use 
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
@@ -183,5 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: In place of those of the process.
     """
+    # Reading a log makes objects by the million and no cycles of them: looking for such costs an eighth of the time.
+    gc.set_threshold(50_000, 20, 20)
     _output.prepare()
     app(args=None if arguments is None else list(arguments), prog_name="rldk")
