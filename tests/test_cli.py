@@ -336,6 +336,18 @@ class TestIngest:
         pd.testing.assert_series_equal(read.loss, frame.loss)
         assert set(read.run_id.astype(str)) == {"kto_hh_1000"}
 
+    def test_json(self, tmp_path):
+        """What was found, for a script; what was written too."""
+        path = state("kto_hh_1000", tmp_path)
+        found = json.loads(run("ingest", path, "--json"))
+        assert (found["output"], found["rows"], found["skipped_lines"]) == (None, 101, 0)
+        assert found["columns"][:4] == ["step", "wall_time", "run_id", "phase"]
+        (said,) = found["runs"]
+        assert (said["run_id"], said["last_step"], sum(said["rows"].values())) == ("kto_hh_1000", 1000, 101)
+        out = tmp_path / "out.csv"
+        assert json.loads(run("ingest", path, "-o", out, "--json"))["output"] == str(out) and out.is_file()
+        assert "--json" in failure("ingest", path, "-o", "-", "--json")
+
     def test_stdout(self, tmp_path):
         """-: the table and nothing else."""
         path = state("kto_hh_1000", tmp_path)
@@ -387,6 +399,15 @@ class TestIngest:
 
 
 class TestReport:
+    def test_json(self, tmp_path):
+        """The files are written, and stdout has the report and nothing else."""
+        path = state("grpo_mbpp_kl_spikes_1134", tmp_path)
+        said = json.loads(run("report", path, "--json", "--output-dir", tmp_path / "out"))
+        assert said == json.loads(Path(said["files"]["report"]).read_text()) and Path(said["files"]["page"]).is_file()
+        assert said["alerts"]["by_code"]["kl_divergence"] >= 1
+        run("report", path, "--json", "--output-dir", tmp_path / "out", "--fail-on", "critical", code=1)
+        assert "--json" in failure("report", path, "--json", "--format", "md")
+
     def test_a_killed_run(self, tmp_path):
         """All files are made from the events; what was said is what replay says."""
         stream(tmp_path / "logs" / "r_events.jsonl")

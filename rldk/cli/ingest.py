@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import sys
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -15,8 +16,8 @@ import typer
 
 from ..ingest import find_all, ingest_all
 from ..text import cell
-from ._options import FieldMap, Hint, Sources, read_field_map
-from ._output import fail, say, stdout_bytes, table
+from ._options import FieldMap, Hint, Json, Sources, read_field_map
+from ._output import emit_json, fail, say, stdout_bytes, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,7 @@ def ingest(
     format: Annotated[Format | None, typer.Option("--format", help="If the file's ending does not say.")] = None,
     hint: Hint = None,
     field_map: FieldMap = None,
+    json: Json = False,
 ) -> None:
     """Turn logs into one table: CSV, Parquet or JSON lines.
 
@@ -56,22 +58,28 @@ def ingest(
       rldk ingest rldk_logs
       rldk ingest rldk_logs -o run.csv
       rldk ingest 'runs/*/checkpoint-500' -o all.parquet
+      rldk ingest rldk_logs --json
       rldk ingest log.jsonl --field-map it=step --field-map avg_r=reward_mean -o - | head
     """
     chosen = None if output is None else format or _format_of(output)
+    if json and output == _STDOUT:
+        fail("--json says what was found, and -o - writes the table: both to stdout")
     if chosen is Format.PARQUET and importlib.util.find_spec("pyarrow") is None:
         fail("Parquet needs pyarrow: pip install pyarrow (or write .csv or .jsonl)")
     if output is not None and output != _STDOUT:
         _check(Path(output), sources)
     frame = ingest_all(sources, hint, read_field_map(field_map))
     if output is None or chosen is None:
-        _list(frame)
+        _said(frame, None) if json else _list(frame)
     elif output == _STDOUT:
         if chosen is Format.PARQUET and sys.stdout.isatty():
             fail("Parquet is not for a terminal: give a file, or pipe it")
         _write(frame, stdout_bytes(), chosen)
     else:
         _replace(frame, Path(output), chosen)
+        if json:
+            _said(frame, output)
+            return
         runs = frame["run_id"].nunique()
         say(f"{len(frame):,} rows of {runs:,} {'run' if runs == 1 else 'runs'}, {frame.shape[1]} columns: {output}")
 
@@ -137,12 +145,26 @@ def _plain(value: Any) -> Any:
     return str(value) if value in (float("inf"), float("-inf")) else value
 
 
-def _list(frame: pd.DataFrame) -> None:
-    """What was found, a line a run."""
-    rows = []
+def _runs(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """What was found, run by run."""
     for run, part in frame.groupby("run_id", observed=True, sort=False):
         logged = part.drop(columns=["step", "wall_time", "run_id", "phase"]).notna().any()
-        phases = ", ".join(f"{count:,} {phase}" for phase, count in part["phase"].value_counts().items() if count)
-        rows.append([run, f"{part['step'].min():,} to {part['step'].max():,}", phases, int(logged.sum())])
+        phases = {str(phase): int(count) for phase, count in part["phase"].value_counts().items() if count}
+        steps = int(part["step"].min()), int(part["step"].max())
+        yield {"run_id": str(run), "first_step": steps[0], "last_step": steps[1], "rows": phases, "metrics": int(logged.sum())}
+
+
+def _said(frame: pd.DataFrame, output: str | None) -> None:
+    """The same as JSON."""
+    skipped = int(frame.attrs.get("skipped_lines", 0))
+    emit_json({"output": output, "rows": len(frame), "columns": list(frame.columns), "skipped_lines": skipped, "runs": list(_runs(frame))})
+
+
+def _list(frame: pd.DataFrame) -> None:
+    """The same as a table, a line a run."""
+    rows = []
+    for run in _runs(frame):
+        phases = ", ".join(f"{count:,} {phase}" for phase, count in run["rows"].items())
+        rows.append([run["run_id"], f"{run['first_step']:,} to {run['last_step']:,}", phases, run["metrics"]])
     table(["run", "steps", "rows", "metrics"], rows, right=[3], styles=lambda row: "bold")
     say(f"\n{len(frame):,} rows. Write them: -o FILE.csv, .parquet or .jsonl")

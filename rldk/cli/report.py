@@ -24,6 +24,7 @@ from ._options import (
     FailOn,
     FieldMap,
     Hint,
+    Json,
     Level,
     Threshold,
     exit_code,
@@ -31,7 +32,7 @@ from ._options import (
     read_thresholds,
     warn_of_unknown_metrics,
 )
-from ._output import SEVERITY_STYLES, emit_bytes, fail, progress, say, table, warn
+from ._output import SEVERITY_STYLES, emit_bytes, emit_json, fail, progress, say, table, warn
 from ._verdict import show_verdict
 
 __all__ = ["report"]
@@ -63,6 +64,7 @@ def report(
     fail_on: FailOn = Level.NEVER,
     hint: Hint = None,
     field_map: FieldMap = None,
+    json: Json = False,
 ) -> None:
     """Write a run's report: a page to look at, alerts, statistics, CSV.
 
@@ -75,11 +77,14 @@ def report(
       rldk report rldk_logs --run my-run --output-dir reports
       rldk report out/checkpoint-500/trainer_state.json
       rldk report rldk_logs --format md > comment.md
+      rldk report rldk_logs --json            the files, and what final_report.json has to stdout
     """
     if output is not None and format is None:
         fail("-o goes with --format; the folder for all files is --output-dir")
     if format is not None and (output_dir is not None or open_page):
         fail("--format makes one document: it goes with -o, and neither with --output-dir nor with --open")
+    if json and format is not None:
+        fail("--json goes without --format; --format json makes no files")
     given = read_thresholds(threshold)
     chosen = one_run(run, run_id, hint, read_field_map(field_map))
     manifest: dict[str, Any] = {}
@@ -91,8 +96,8 @@ def report(
     if running:
         warn(f"run {chosen.name} is still being recorded, by process {manifest.get('pid')}: this is what there is so far")
     if format is not None or (running and output_dir is None):
-        alerts = _document(chosen, given, format or Format.TEXT, output)
-        if format is None:
+        alerts = _document(chosen, given, format or (Format.JSON if json else Format.TEXT), output)
+        if format is None and not json:
             say("\nIts files were not touched. To write a report of it: --output-dir DIR", "dim")
             if open_page:
                 warn("there is no page to open: --output-dir DIR makes one")
@@ -102,7 +107,7 @@ def report(
             content = rebuild_log(
                 chosen.log, chosen.survey, chosen.run_id, output_dir=output_dir, alert_thresholds=thresholds, progress=advance
             )
-        alerts = _written(content, open_page)
+        alerts = _written(content, open_page, json)
     if chosen.log.damage.count:
         warn(f"skipped lines: {chosen.log.damage}")
     raise typer.Exit(exit_code(alerts, fail_on))
@@ -135,11 +140,22 @@ def _document(chosen: FoundRun, thresholds: dict[str, Any] | None, format: Forma
     return alerts
 
 
-def _written(content: dict[str, Any], open_page: bool) -> list[dict[str, Any]]:
+def _written(content: dict[str, Any], open_page: bool, json: bool) -> list[dict[str, Any]]:
     """Says what was found and written; returns the alerts."""
     files = {name: Path(path) for name, path in content["files"].items()}
     alerts = [alert.to_dict() for alert in read_alerts(files["alerts"])]
     warn_of_unknown_metrics(content["run_id"], content["metrics"])
+    page = files.get("page")
+    if json:
+        emit_json(content)
+    else:
+        _told(content, files, alerts)
+    if open_page and page is not None and page.exists() and not webbrowser.open(page.resolve().as_uri()):
+        warn(f"no browser could be started; open {page}")
+    return alerts
+
+
+def _told(content: dict[str, Any], files: dict[str, Path], alerts: list[dict[str, Any]]) -> None:
     show_verdict(content, judge(content, alerts))
     if alerts:
         say()
@@ -151,10 +167,6 @@ def _written(content: dict[str, Any], open_page: bool) -> list[dict[str, Any]]:
         "metrics": "one row a step",
     }
     table((), [[_short(files[name]), text] for name, text in about.items() if name in files and files[name].exists()])
-    page = files.get("page")
-    if open_page and page is not None and page.exists() and not webbrowser.open(page.resolve().as_uri()):
-        warn(f"no browser could be started; open {page}")
-    return alerts
 
 
 def _short(path: Path) -> str:
