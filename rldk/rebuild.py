@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 
 from ._files import read_object
@@ -23,7 +26,9 @@ from .ingest import find_logs, open_log, oriented, run_name
 from .recorder import Recorder
 from .runfiles import RunFiles, check_run_id
 
-__all__ = ["folder_for", "is_ours", "open_source", "rebuild_log", "rebuild_run", "recorded_thresholds", "status_of"]
+__all__ = [
+    "folder_for", "is_ours", "lacking", "open_source", "rebuild_log", "rebuild_run", "recorded_thresholds", "status_of",
+]
 
 KILLED = "the process ended without a word (killed, out of memory, or power)"
 UNSAID = "the log does not say how the run ended"
@@ -31,6 +36,13 @@ UNSAID = "the log does not say how the run ended"
 Progress = Callable[[int, int | None], None]
 
 _HEAD = 4096
+_TAIL = 1 << 16
+# The process of a run on another machine cannot be asked whether it lives: it does if it wrote so lately.
+_LATELY_S = 600.0
+# What only the live run could know of itself.
+_KEPT = (
+    "began", "skipped_values", "lost", "rldk_failures", "environment", "trackers", "checkpoints_not_analysed", "stop_requested",
+)
 
 
 def rebuild_run(
@@ -63,8 +75,9 @@ def rebuild_run(
     Raises:
         NoLogsError: If there is no log, or more than one in the folder.
         EmptyLogError: If it has no event of the run.
-        ConfigurationError: For a bad threshold, or if the files would go over those of a run that is still recorded, or
-            over files that are not rldk's.
+        ConfigurationError: For a bad threshold, or if the files would go over those of a run that is still recorded, over
+            those of a run whose stream holds less than they do (`jsonl_log_interval`), or over files that are not rldk's; or if the folder cannot be written.
+        OSError: If a file could not be written.
     """
     streams = find_logs(source)
     if len(streams) > 1:
@@ -104,12 +117,24 @@ def rebuild_log(
     there = RunFiles.of(stream.parent, name)
     manifest = (read_object(there.manifest) or read_object(files.manifest)) if ours else {}
     report = (read_object(there.report) or read_object(files.report)) if ours else {}
-    status, reason = status_of(report, manifest)
+    status, reason = status_of(report, manifest, stream)
     if status == "running" and output_dir is None:
         raise ConfigurationError(
             f"run {name!r} is still being recorded by process {manifest.get('pid')}: give an output_dir for the rebuilt files"
         )
+    poorer = lacking(manifest, report)
+    if output_dir is None and poorer and (files.metrics.exists() or files.report.exists()):
+        raise ConfigurationError(
+            f"the files of run {name!r} hold every log, and its stream {poorer}: made anew they would be poorer. Give an "
+            "output_dir for the rebuilt files"
+        )
     _refuse_foreign(files)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write into {folder}: {error}") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigurationError(f"cannot write into {folder}: give another output_dir")
     if alert_thresholds is None:
         alert_thresholds = recorded_thresholds(manifest)
     trainer = (manifest.get("trainer") or {}).get("family")
@@ -126,12 +151,15 @@ def rebuild_log(
             known = f" It has: {', '.join(map(repr, survey.runs))}" if survey.runs else ""
             raise EmptyLogError(f"no event of run {run_id!r} in {stream}.{known}")
         recorder.join(second.found())
-    for key in ("began", "skipped_values", "lost", "rldk_failures", "environment"):
+    for key in _KEPT:
         if key in report:
             recorder.extra[key] = report[key]
     if log.damage.count:
         recorder.extra["skipped_lines"] = log.damage.count
-    return recorder.close(status, reason)
+    content = recorder.close(status, reason)
+    if recorder.write_errors:
+        raise OSError(f"not all files of run {name!r} could be written in {folder}")
+    return content
 
 
 def open_source(
@@ -154,6 +182,24 @@ def recorded_thresholds(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     settings = manifest.get("rldk")
     thresholds = settings.get("alert_thresholds") if isinstance(settings, dict) else None
     return thresholds if isinstance(thresholds, dict) else None
+
+
+def lacking(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """What a run's stream lacks that its other files have, for a message; empty if it has all.
+
+    Args:
+        manifest: The content of run.json.
+        report: The content of final_report.json.
+    """
+    lost = report.get("lost")
+    events = lost.get("events") if isinstance(lost, dict) else None
+    if type(events) is int and events > 0:
+        return f"lacks {events} events that could not be written"
+    parts = [manifest, *(part for part in manifest.get("resumed") or () if isinstance(part, dict))]
+    settings = [part[key] for part in parts for key in ("rldk", "rldk_before") if isinstance(part.get(key), dict)]
+    intervals = [item.get("jsonl_log_interval") for item in settings]
+    interval = max((value for value in intervals if type(value) is int), default=1)
+    return f"has one in {interval} steps (jsonl_log_interval)" if interval > 1 else ""
 
 
 def folder_for(log: Path) -> Path:
@@ -198,14 +244,44 @@ def _file_name(run_id: str, stream: Path) -> str:
         return stream.stem.removesuffix("_events")
 
 
-def status_of(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> tuple[str, str | None]:
-    """How a recorded run ended, and why, by the report and the manifest that are there."""
+def status_of(report: Mapping[str, Any], manifest: Mapping[str, Any], stream: Path | None = None) -> tuple[str, str | None]:
+    """How a recorded run ended, and why, by the report and the manifest that are there.
+
+    Args:
+        report: The content of final_report.json.
+        manifest: The content of run.json.
+        stream: The run's stream: it shows whether a run on another machine goes on.
+    """
     status = report.get("status")
     if status in ("completed", "stopped", "failed"):
         return str(status), report.get("reason")
     if not manifest:
         return "unknown", UNSAID
     pid = manifest.get("pid")
-    if manifest.get("host") == platform.node() and isinstance(pid, int) and psutil.pid_exists(pid):
+    here = manifest.get("host") == platform.node()
+    if here and isinstance(pid, int) and psutil.pid_exists(pid):
+        return "running", None
+    if not here and isinstance(manifest.get("host"), str) and stream is not None and _written_lately(stream):
         return "running", None
     return "failed", KILLED
+
+
+def _written_lately(stream: Path) -> bool:
+    """Whether a stream was written to a moment ago, and its last event says so too: a copy is new, and its events are not."""
+    now = time.time()
+    try:
+        with open(stream, "rb") as file:
+            status = os.fstat(file.fileno())
+            if abs(now - status.st_mtime) > _LATELY_S:
+                return False
+            file.seek(max(0, status.st_size - _TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return False
+    for line in reversed(lines):
+        try:
+            said = datetime.fromisoformat(orjson.loads(line)["time"].replace("Z", "+00:00"))
+            return abs(now - said.timestamp()) <= _LATELY_S
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):  # torn, or not an event of ours
+            continue
+    return True

@@ -59,7 +59,7 @@ class Replayed:
         if isinstance(log, RldkStream):
             files = RunFiles.of(log.path.parent, self.name)
             self.manifest = read_object(files.manifest)
-            self._status = status_of(read_object(files.report), self.manifest)
+            self._status = status_of(read_object(files.report), self.manifest, log.path)
         self.thresholds = merged_thresholds(recorded_thresholds(self.manifest), thresholds)
         self.trainer: str | None = (self.manifest.get("trainer") or {}).get("family")
         self._monitor = Monitor(make_detectors(self.thresholds))

@@ -24,7 +24,9 @@ from rldk import EventWriter, RLDKCallback, ingest_runs, rebuild_run
 from rldk.cli import app, command_names
 from rldk.detectors import detector_classes, make_detectors
 from rldk.event import Event, encode
+from rldk.exceptions import ConfigurationError
 from rldk.monitor import Monitor
+from rldk.rebuild import lacking
 
 ROOT = Path(__file__).resolve().parents[1]
 STATES = Path(__file__).parent / "data" / "real_states"
@@ -475,6 +477,86 @@ class TestReport:
         assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
         run("report", path, "--output-dir", tmp_path / "so_far")
         assert (tmp_path / "so_far" / "r_report.html").exists()
+
+    def test_a_run_on_another_machine(self, tmp_path):
+        """Of a run on another machine nobody can ask the process: what it wrote a moment ago says that it goes on."""
+        import time
+
+        from rldk.event import timestamp
+
+        (tmp_path / "r_run.json").write_text(json.dumps({"run_id": "r", "pid": 1, "host": "node17"}))
+        path = tmp_path / "r_events.jsonl"
+
+        def written(at):
+            row = {"step": 1, "wall_time": 1.0, "metrics": {"loss": 1.0}, "model_info": {"run_id": "r"}, "time": timestamp(at)}
+            path.write_text(json.dumps(row) + '\n{"step": 2, "wa')
+
+        written(time.time())
+        done = CliRunner().invoke(app, ["report", str(path)])
+        assert done.exit_code == 0 and "is still being recorded" in done.stderr
+        assert sorted(item.name for item in tmp_path.iterdir()) == ["r_events.jsonl", "r_run.json"]
+        with pytest.raises(ConfigurationError, match="still being recorded"):
+            rebuild_run(path)
+        written(time.time() - 86400)  # a copy: the file is new, and what it says is not
+        assert "The run failed" in run("report", path)
+        assert (tmp_path / "r_report.html").exists()
+
+    def test_a_thinned_stream(self, tmp_path):
+        """Files that hold more than their stream does are shown, and not made anew from it."""
+        path = stream(tmp_path / "r_events.jsonl")
+        run("report", path)
+        (tmp_path / "r_run.json").write_text(json.dumps({"run_id": "r", "rldk": {"jsonl_log_interval": 50}}))
+        kept = stream(tmp_path / "other" / "r_events.jsonl", steps=2)  # stands for what the interval left of it
+        path.write_bytes(kept.read_bytes())
+        report = json.loads((tmp_path / "r_final_report.json").read_text())
+        (tmp_path / "r_final_report.json").write_text(json.dumps({**report, "status": "completed"}))
+        before = {item.name: item.read_bytes() for item in tmp_path.iterdir() if item.is_file()}
+        done = CliRunner().invoke(app, ["report", str(path), "--fail-on", "critical"])
+        assert done.exit_code == 1 and "60 steps" in done.stdout and "they were kept" in done.stderr
+        assert json.loads(run("report", path, "--json"))["totals"]["steps"] == 60
+        assert "poorer" in failure("report", path, "--threshold", "kl_divergence=5")
+        with pytest.raises(ConfigurationError, match="jsonl_log_interval"):
+            rebuild_run(path)
+        assert {item.name: item.read_bytes() for item in tmp_path.iterdir() if item.is_file()} == before
+        run("report", path, "--output-dir", tmp_path / "anew")
+        assert json.loads((tmp_path / "anew" / "r_final_report.json").read_text())["totals"]["steps"] == 2
+
+    @pytest.mark.parametrize(
+        ("manifest", "report", "said"),
+        [
+            ({}, {}, ""),
+            ({"rldk": {"jsonl_log_interval": 1}, "resumed": None}, {"lost": {"events": 0}}, ""),
+            ({"rldk": {"jsonl_log_interval": 1}, "resumed": [{"rldk_before": {"jsonl_log_interval": 5}}, 3]}, {}, "one in 5"),
+            ({"rldk": "?"}, {"lost": {"events": 40}}, "lacks 40 events"),
+        ],
+    )
+    def test_what_a_stream_lacks(self, manifest, report, said):
+        """A part of the run that was thinned, or events that could not be written."""
+        found = lacking(manifest, report)
+        assert said in found and bool(said) == bool(found)
+
+    def test_no_place_to_write(self, tmp_path, monkeypatch):
+        """Files that could not be written are an error, and not a report that nobody finds."""
+        path = stream(tmp_path / "r_events.jsonl")
+        (tmp_path / "file").write_text("")
+        assert "cannot write into" in failure("report", path, "--output-dir", tmp_path / "file")
+        assert "cannot write into" in failure("report", path, "--output-dir", tmp_path / "file" / "below")
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("rldk.recorder.replace_json", full)
+        assert "could be written" in failure("report", path)
+
+    def test_what_only_the_live_run_knew(self, tmp_path):
+        """Stays in the report when it is made anew."""
+        path = stream(tmp_path / "r_events.jsonl")
+        run("report", path)
+        report = json.loads((tmp_path / "r_final_report.json").read_text())
+        known = {"trackers": {"wandb": {"sent": 3}}, "checkpoints_not_analysed": 2, "stop_requested": "non_finite"}
+        (tmp_path / "r_final_report.json").write_text(json.dumps({**report, **known}))
+        run("report", path)
+        assert json.loads((tmp_path / "r_final_report.json").read_text()).items() >= known.items()
 
     def test_which_run(self, tmp_path):
         """Two in a folder or in a file: they are listed, and --run takes one."""

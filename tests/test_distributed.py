@@ -64,7 +64,7 @@ class TestTwoProcesses:
     def test_only_the_main_process_writes(self, tmp_path):
         """There is one stream with each step once, and the other process has no files."""
         out = launch(tmp_path)
-        assert "rank 0 at 6, files 5, {}" in out and "rank 1 at 6, files 0, {}" in out
+        assert "rank 0 at 6, files 6, {}" in out and "rank 1 at 6, files 0, {}" in out
         for path in ("logs", "light_events.jsonl"):
             df = rldk.ingest_runs(tmp_path / path)
             assert df[df.phase == "train"].step.tolist() == [1, 2, 3, 4, 5, 6]
@@ -81,6 +81,6 @@ class TestTwoProcesses:
 
 def test_accelerate_launch(tmp_path):
     """The launcher's own command trains to the end, whatever number of processes it makes of it."""
-    assert "rank 0 at 6, files 5, {}" in launch(tmp_path, launcher=ACCELERATE)
+    assert "rank 0 at 6, files 6, {}" in launch(tmp_path, launcher=ACCELERATE)
     df = rldk.ingest_runs(tmp_path / "logs")
     assert df[df.phase == "train"].step.tolist() == [1, 2, 3, 4, 5, 6]

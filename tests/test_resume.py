@@ -104,6 +104,20 @@ def test_alerts_of_the_first_part_are_kept(tmp_path, stream):
     assert json.loads((tmp_path / "logs" / "r_alerts.json").read_text()) == before
 
 
+def test_other_settings_on_another_machine(tmp_path, monkeypatch):
+    """The manifest has the thresholds and the machine of the part that runs: a replay judges by them, as the run did."""
+    crash("sft", tmp_path / "out", [RLDKCallback(output_dir=tmp_path / "logs", run_id="r", log_interval=0)])
+    monkeypatch.setattr("platform.node", lambda: "another")
+    second = RLDKCallback(output_dir=tmp_path / "logs", run_id="r", log_interval=0, alert_thresholds={"gradient_norm": 1e-9})
+    resume("sft", tmp_path / "out", [second])
+    manifest = json.loads(second.files["manifest"].read_text())
+    assert manifest["host"] == "another" and manifest["resumed"][0]["rldk_before"]["alert_thresholds"] == {}
+    live = json.loads(second.files["alerts"].read_text())
+    rldk.rebuild_run(tmp_path / "logs", output_dir=tmp_path / "again")
+    assert "gradient_norm" in {alert["code"] for alert in live}
+    assert json.loads((tmp_path / "again" / "r_alerts.json").read_text()) == live
+
+
 def test_two_callbacks_keep_their_runs(tmp_path):
     """Two recorders on one trainer each go on with a run of their own."""
     def pair():

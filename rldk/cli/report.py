@@ -14,7 +14,7 @@ import typer
 from .._files import json_bytes, read_alerts, read_object, replace_bytes
 from ..adapters.rldk_stream import RldkStream
 from ..detectors import merged_thresholds
-from ..rebuild import rebuild_log, recorded_thresholds, status_of
+from ..rebuild import lacking, rebuild_log, recorded_thresholds, status_of
 from ..replay import Replayed, replay_run
 from ..report import Curves, render_html, render_markdown, render_text
 from ..report._verdict import judge, worst_first
@@ -38,6 +38,7 @@ from ._verdict import show_verdict
 __all__ = ["report"]
 
 _ALERTS = 10
+_REPORTED = {"run_id", "status", "health", "totals", "coverage", "metrics", "alerts"}
 
 
 class Format(str, Enum):
@@ -70,7 +71,8 @@ def report(
 
     Makes every file of a run anew from its events, as after a kill, or for the first time from a trainer_state.json or
     any other log. The files of such a log go into a folder named after the run, beside it. What rldk did not write is
-    never replaced, and the files of a run that is still being recorded are not touched.
+    never replaced, and the files of a run that is still being recorded are not touched, nor those of one whose stream
+    holds less than they do (jsonl_log_interval above 1).
 
     Examples:
       rldk report rldk_logs --open
@@ -88,11 +90,12 @@ def report(
     given = read_thresholds(threshold)
     chosen = one_run(run, run_id, hint, read_field_map(field_map))
     manifest: dict[str, Any] = {}
+    there: dict[str, Any] = {}
     running = False
     if isinstance(chosen.log, RldkStream):
         files = RunFiles.of(chosen.log.path.parent, chosen.name)
-        manifest = read_object(files.manifest)
-        running = status_of(read_object(files.report), manifest)[0] == "running"
+        manifest, there = read_object(files.manifest), read_object(files.report)
+        running = status_of(there, manifest, chosen.log.path)[0] == "running"
     if running:
         warn(f"run {chosen.name} is still being recorded, by process {manifest.get('pid')}: this is what there is so far")
     if format is not None or (running and output_dir is None):
@@ -101,6 +104,13 @@ def report(
             say("\nIts files were not touched. To write a report of it: --output-dir DIR", "dim")
             if open_page:
                 warn("there is no page to open: --output-dir DIR makes one")
+    elif output_dir is None and given is None and lacking(manifest, there) and there.keys() >= _REPORTED:
+        # The run's own files know more than its stream, and are what is asked for.
+        warn(
+            f"the files of run {chosen.name} hold every log, and its stream {lacking(manifest, there)}: they were kept as "
+            "they are. --output-dir DIR makes others from the stream"
+        )
+        alerts = _written({**there, "files": {name: str(path) for name, path in files._asdict().items()}}, open_page, json)
     else:
         thresholds = merged_thresholds(recorded_thresholds(manifest), given)
         with progress("reading") as advance:

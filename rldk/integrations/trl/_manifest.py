@@ -23,8 +23,10 @@ def build_manifest(
     environment = describe()
     if plan.resume_at is not None and plan.manifest:
         part = {"time": now, "step": plan.resume_at, "pid": os.getpid(), "host": platform.node(), "git": plan.git,
-                "environment": environment}
-        return {**plan.manifest, "pid": os.getpid(), "resumed": [*plan.manifest.get("resumed", []), part]}
+                "environment": environment, "rldk_before": plan.manifest.get("rldk")}
+        # The settings in force are the present ones: the earlier events were judged anew by them.
+        return {**plan.manifest, "pid": os.getpid(), "host": platform.node(), "rldk": redact(settings),
+                "resumed": [*plan.manifest.get("resumed", []), part]}
     vocabulary = reader.vocabulary
     return {
         "run_id": plan.run_id,
