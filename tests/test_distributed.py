@@ -70,7 +70,7 @@ class TestTwoProcesses:
             assert df[df.phase == "train"].step.tolist() == [1, 2, 3, 4, 5, 6]
         manifest = json.loads((tmp_path / "logs" / "run_run.json").read_text())
         assert manifest["arguments"]["world_size"] == 2
-        assert len(list((tmp_path / "logs").iterdir())) == 5
+        assert len(list((tmp_path / "logs").iterdir())) == 6
 
     def test_all_stop_together(self, tmp_path):
         """A stop that only the main process sees the reason for stops the other one too, after the next step."""
