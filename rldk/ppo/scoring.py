@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -33,11 +34,12 @@ class Scores(NamedTuple):
     parts: dict[str, Tensor]
 
 
-class Scorer:
+class Scorer(abc.ABC):
     """Gives each response of a rollout a score."""
 
     model: Any = None  # one to be put on the device and left out of training
 
+    @abc.abstractmethod
     def __call__(
         self, rows: Sequence[Mapping[str, Any]], prompts: Prompts, responses: Tensor, mask: Tensor, state: Any
     ) -> Scores:
@@ -50,7 +52,6 @@ class Scorer:
             mask: (B, T), True where there is a token.
             state: The trainer's state.
         """
-        raise NotImplementedError
 
 
 class RewardModel(Scorer):
