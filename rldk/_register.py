@@ -1,26 +1,74 @@
-"""Makes ``report_to="rldk"`` work after ``import rldk``.
+"""Makes ``report_to="rldk"`` and accelerate's ``log_with="rldk"`` work after ``import rldk``.
 
-transformers keeps a table of names for `report_to` and has no entry points. rldk enters its callback there, at once
-if transformers is loaded and otherwise when it is, so that `import rldk` itself stays light.
+Neither library has entry points: each keeps a table of names. rldk enters itself there, at once if the library is loaded
+and otherwise when it is, so that `import rldk` itself stays light.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["register"]
+__all__ = ["REPORTERS", "register", "when_imported"]
 
-_TABLE_MODULE = "transformers.integrations.integration_utils"
+REPORTERS = "transformers.integrations.integration_utils"  # the module with the table of `report_to`
+
+Action = Callable[[ModuleType], None]
+
+
+class _Waiter(MetaPathFinder):
+    """Waits for modules to be imported, each once."""
+
+    def __init__(self) -> None:
+        self.actions: dict[str, list[Action]] = {}
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Steps aside for every other module; for one that is waited for, acts after it has run."""
+        actions = self.actions.pop(fullname, None)
+        if actions is None:
+            return None
+        if not self.actions:
+            sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                for action in actions:
+                    action(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # this one loader, for this one import
+        return spec
+
+
+def when_imported(name: str, action: Action) -> None:
+    """Calls `action` with a module: now if it is loaded, else once it has been. The same action waits only once.
+
+    Args:
+        name: The module's full name.
+        action: What to do with it; what it raises reaches whoever imports the module.
+    """
+    module = sys.modules.get(name)
+    if module is not None:
+        action(module)
+        return
+    waiter = next((finder for finder in sys.meta_path if isinstance(finder, _Waiter)), None)
+    if waiter is None:
+        waiter = _Waiter()
+        sys.meta_path.insert(0, waiter)
+    waiting = waiter.actions.setdefault(name, [])
+    if action not in waiting:
+        waiting.append(action)
 
 
 class _Entry:
-    """What stands in the table: a class that transformers calls without arguments, and that becomes the callback."""
+    """What stands in transformers' table: a class that is called without arguments, and that becomes the callback."""
 
     def __new__(cls) -> Any:
         from .integrations.trl import RLDKCallback  # here, since it imports transformers
@@ -34,32 +82,6 @@ def _enter(module: ModuleType) -> None:
         table.setdefault("rldk", _Entry)
 
 
-class _Waiter(MetaPathFinder):
-    """Waits for the module with the table to be imported, once."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Steps aside for every other module; for this one, adds the entry after it has run."""
-        if fullname != _TABLE_MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                run(module)
-                _enter(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # this one loader, for this one import
-        return spec
-
-
 def register() -> None:
-    """Enters rldk in transformers' table, now or as soon as there is one. May be called again."""
-    module = sys.modules.get(_TABLE_MODULE)
-    if module is not None:
-        _enter(module)
-    elif not any(isinstance(finder, _Waiter) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiter())
+    """Enters rldk where names are looked up, now or as soon as there is such a table. May be called again."""
+    when_imported(REPORTERS, _enter)
