@@ -16,6 +16,7 @@ from .ingest import open_log, run_name
 from .live import sound_alerts
 from .monitor import Monitor
 from .rebuild import recorded_thresholds, status_of
+from .remote import shown
 from .runfiles import RunFiles
 from .timeline import Resumes
 from .vocabulary import Vocabulary, families
@@ -81,6 +82,7 @@ class Compared:
     Args:
         label: What it is called in the comparison.
         path: Its log.
+        run_id: Which of the log's runs; by default the last one in it.
 
     Attributes:
         arguments: The trainer's arguments and the model's size, flat, by name; empty where they are not recorded.
@@ -92,17 +94,19 @@ class Compared:
         IngestError: If the log cannot be read, or holds no event.
     """
 
-    def __init__(self, label: str, path: Path) -> None:
+    def __init__(self, label: str, path: Path, run_id: str | None = None) -> None:
         self.label = label
         self._log = open_log(path)
         try:
             survey = self._log.survey()
         except OSError as error:
-            raise NoLogsError(f"cannot read {path}: {error}") from error
+            raise NoLogsError(f"cannot read {shown(path)}: {error}") from error
         if not survey.runs:
-            raise EmptyLogError(f"no event in {path}")
-        self.run_id = survey.runs[-1]
-        self._others = [run for run in survey.runs[:-1] if run]
+            raise EmptyLogError(f"no event in {shown(path)}")
+        if run_id is not None and run_id not in survey.runs:
+            raise EmptyLogError(f"no event of run {run_id!r} in {shown(path)}")
+        self.run_id = survey.runs[-1] if run_id is None else run_id
+        self._others = [run for run in survey.runs[:-1] if run] if run_id is None else []
         self._resumes = [mark for mark in survey.resumes if mark[1] == self.run_id]
         self.name = self.run_id or run_name(path)
         # A stream that stands elsewhere has its other files in the folder that was named; then its own does not say them.
@@ -141,7 +145,7 @@ class Compared:
 
     def _standing(self) -> Iterator[Event]:
         resumes = Resumes(self._resumes)
-        for position, event in self._log.numbered():
+        for position, event in self._log.numbered(self.run_id or None):
             if event.run_id in (self.run_id, "") and resumes.keep(position, self.run_id, event.step):
                 yield event
 
@@ -288,7 +292,7 @@ class Compared:
         else:
             status, reason = "unknown", None
         return {
-            "label": self.label, "name": self.name, "path": str(self._log.path), "format": self._log.name,
+            "label": self.label, "name": self.name, "path": shown(self._log.path), "format": self._log.name,
             "trainer": self._trainer or None, "status": status, "reason": reason, "steps": self.last_step,
             "seconds": self.seconds(self._wall_time), "seed": self.arguments.get("seed", self._seed),
             "alerts": len(self.alerts), "judged": "replay" if self._monitor is not None else "run",

@@ -51,7 +51,7 @@ def blocks(
     later = Resumes(survey.resumes)
     end = math.inf if survey.length is None else survey.length
     block: list[Event] = []
-    for position, event in log.numbered():
+    for position, event in log.numbered(run_id or None):
         if position > end:
             break
         mine = event.model_info.get("run_id", "") == run_id or event.run_id == run_id  # the latter takes a call

@@ -10,10 +10,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from ._compared import Compared, Row
-from .exceptions import ConfigurationError
+from .exceptions import ConfigurationError, NoLogsError
+from .ingest import open_log
 from .live import run_logs
 from .metrics import HEADLINE, canonical_name, headline, lookup, nearest, of_the_machine
 
@@ -41,8 +43,8 @@ def compare(
     """Compares two or more runs. The first is the one that the others are held against.
 
     Args:
-        sources: Files, folders or globs: rldk's events, flat logs, `trainer_state.json`. A folder of several runs stands
-            for all of them.
+        sources: Files, folders or globs: rldk's events, flat logs, `trainer_state.json`, a tracker's store. A folder or
+            store of several runs stands for all of them.
         to: One metric and a level of it. By default the level is nine tenths of the way from the first value of the first
             run to its best, of the first metric in `rldk.metrics.HEADLINE` that is better when higher, else of the loss.
         tolerance: The relative difference up to which two values count as equal; 0 means exactly equal.
@@ -64,10 +66,11 @@ def compare(
     """
     if not 0.0 <= tolerance < math.inf:
         raise ConfigurationError(f"tolerance must be 0 or more; got {tolerance!r}")
-    paths = [path for source in sources for path in run_logs(source)]
-    if len(paths) < 2:
-        raise ConfigurationError(f"compare takes two runs or more; got {len(paths)}: {', '.join(map(str, paths)) or 'none'}")
-    runs = [Compared(_label(index), path) for index, path in enumerate(paths)]
+    found = [item for source in sources for path in run_logs(source) for item in _runs_in(path)]
+    if len(found) < 2:
+        known = ", ".join(str(path) for path, _ in found)
+        raise ConfigurationError(f"compare takes two runs or more; got {len(found)}: {known or 'none'}")
+    runs = [Compared(_label(index), path, run_id) for index, (path, run_id) in enumerate(found)]
     level = _level(runs[0], to)
     units = _Units(runs)
     walk = _Walk(runs, units, level, tolerance, frozenset(map(canonical_name, ignore)))
@@ -94,6 +97,17 @@ def compare(
         "versions": _differing([run.versions for run in runs]),
         "notes": _notes(runs, same_set_up),
     }
+
+
+def _runs_in(path: Path) -> list[tuple[Path, str | None]]:
+    """A log with each of its runs, where it is a store of several; else alone."""
+    log = open_log(path)
+    try:
+        # Of its runs, those that have an event: a tracker keeps runs, too, that died before their first.
+        runs = log.survey().runs if len(log.names()) > 1 else ()
+    except OSError as error:
+        raise NoLogsError(f"cannot read {path}: {error}") from error
+    return [(path, run_id) for run_id in runs] or [(path, None)]
 
 
 def _label(index: int) -> str:

@@ -8,6 +8,7 @@
         |-- NoLogsError (FileNotFoundError)    nothing to read where one looked
         |-- EmptyLogError (ValueError)         a file without a single readable record
         |-- UnknownSchemaError (ValueError)    records, but none that rldk understands
+        |-- MissingLibraryError (ImportError)  the library is not installed that wrote the log
 
 Catch `RLDKError` to handle all of them. The built-in bases are there so that code which knows nothing of rldk
 (``except ValueError``, ``except FileNotFoundError``) still does the right thing.
@@ -22,6 +23,7 @@ __all__ = [
     "ConfigurationError",
     "EmptyLogError",
     "IngestError",
+    "MissingLibraryError",
     "NoLogsError",
     "RLDKError",
     "RunExistsError",
@@ -70,3 +72,7 @@ class UnknownSchemaError(IngestError, ValueError):
     """
 
     field_map: Mapping[str, str] = MappingProxyType({})
+
+
+class MissingLibraryError(IngestError, ImportError):
+    """A log that can be read only with the library that wrote it, which is not installed. The message says what to install."""

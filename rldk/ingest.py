@@ -1,7 +1,8 @@
 """From what is on disk to a DataFrame: find the files, choose the format, pivot.
 
-Reads rldk's events, the older rldk stream, flat TRL logs and transformers' `trainer_state.json`; anything else with a
-step and numbers goes through a flexible reader. Needs no torch, transformers or trl.
+Reads rldk's events, the older rldk stream, flat TRL logs, transformers' `trainer_state.json`, and the stores of trackio,
+wandb, TensorBoard and MLflow; anything else with a step and numbers goes through a flexible reader. Needs no torch,
+transformers or trl.
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapters import Adapter, formats, sniff
-from .event import Event
+from .event import Event, sanitised
 from .exceptions import ConfigurationError, EmptyLogError, NoLogsError, UnknownSchemaError
 from .metrics import METRICS, canonical_name, nearest
+from .remote import fetch, is_url, shown
 from .text import clean
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "events_of", "find_all", "find_logs", "ingest_all", "ingest_runs", "open_log", "oriented", "run_name", "run_names",
-    "unreadable",
+    "claimed", "events_of", "find_all", "find_logs", "ingest_all", "ingest_runs", "looked_for", "open_log", "oriented", "run_name",
+    "run_names", "unreadable",
 ]
 
 _STREAMS = "*_events.jsonl"
 _STATE = "trainer_state.json"
+_HEAD = 128
 
 
 def ingest_runs(
@@ -39,10 +42,12 @@ def ingest_runs(
     """Reads the logs of one or many runs into one DataFrame.
 
     Args:
-        source: A file, a folder or a glob. In a folder, event streams are read if there are any, else other JSON
-            lines, else the `trainer_state.json` of the highest checkpoint.
-        adapter_hint: The format, if it is not to be recognised: `rldk`, `named_values`, `trl`, `trainer_state` or
-            `flexible`.
+        source: A file, a folder or a glob, here or, as a URL, elsewhere: `hf://datasets/user/name`, `s3://...`. In a
+            folder, event streams are read if there are any, else other JSON lines, else the `trainer_state.json` of the
+            highest checkpoint, else what a tracker left there: databases of trackio, files of wandb, event files of
+            TensorBoard, or a store of MLflow.
+        adapter_hint: The format, if it is not to be recognised: `rldk`, `named_values`, `trl`, `trainer_state`, `trackio`,
+            `wandb`, `tensorboard`, `mlflow` or `flexible`.
         field_map: Names in the logs to canonical names (or to `step`), or the other way round.
 
     Returns:
@@ -53,7 +58,9 @@ def ingest_runs(
     Raises:
         NoLogsError: If there is nothing to read; it says what was looked for and where.
         EmptyLogError: If there is no readable record.
-        UnknownSchemaError: If records have no step or no metric that can be recognised; it suggests a `field_map`.
+        UnknownSchemaError: If records have no step or no metric that can be recognised; it suggests a `field_map`. Also
+            for a database that is nobody's.
+        MissingLibraryError: If wandb or tensorboard, whose files these are, is not installed.
         ConfigurationError: If `adapter_hint` is no format.
 
     Example:
@@ -78,7 +85,7 @@ def ingest_all(
         try:
             builder.extend(log.rows(name))
         except OSError as error:
-            raise NoLogsError(f"cannot read {log.path}: {error}") from error
+            raise NoLogsError(f"cannot read {shown(log.path)}: {error}") from error
     damaged = [log.damage for log in logs if log.damage.count]
     if not len(builder):
         raise unreadable(logs)
@@ -101,7 +108,7 @@ def events_of(source: str | os.PathLike[str], adapter_hint: str | None = None) -
         try:
             yield from log.events()
         except OSError as error:
-            raise NoLogsError(f"cannot read {log.path}: {error}") from error
+            raise NoLogsError(f"cannot read {shown(log.path)}: {error}") from error
 
 
 def _open_all(
@@ -120,7 +127,23 @@ def _open_all(
             empty.append(error)
     if not logs:
         raise empty[0]
+    _tell_apart(logs)
     return logs, empty
+
+
+def _tell_apart(logs: list[Adapter]) -> None:
+    """Lets logs know which names of theirs others have too: two projects may each have a run `baseline`."""
+    if len(logs) < 2:
+        return
+    counts: Counter[str] = Counter()
+    for log in logs:
+        try:
+            counts.update(log.names())
+        except OSError:
+            continue  # said when it is read
+    shared = frozenset(name for name, count in counts.items() if count > 1)
+    for log, place in zip(logs, run_names([log.path for log in logs])):
+        log.shared, log.place = shared, place
 
 
 def find_all(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -139,6 +162,8 @@ def find_logs(source: str | os.PathLike[str]) -> list[Path]:
         NoLogsError: If there is none.
     """
     text = os.fspath(source)
+    if is_url(text):
+        return _elsewhere(text)
     path = Path(text)
     try:
         if path.is_file():
@@ -163,6 +188,14 @@ def find_logs(source: str | os.PathLike[str]) -> list[Path]:
     raise NoLogsError(f"no such file or folder: {text!r} (looked in {Path.cwd()})")
 
 
+def _elsewhere(url: str) -> list[Path]:
+    """The logs that a URL stands for, copied here."""
+    files: list[Path] = []
+    for place in fetch(url):
+        files.extend([place] if place.is_file() else _in_folder(place))
+    return files
+
+
 def _in_folder(folder: Path) -> list[Path]:
     for pattern in (_STREAMS, "*.jsonl"):
         for place in (pattern, f"*/{pattern}"):
@@ -172,10 +205,17 @@ def _in_folder(folder: Path) -> list[Path]:
     states = [*folder.glob(_STATE), *folder.glob(f"checkpoint-*/{_STATE}")]
     if states:
         return [max(states, key=lambda path: (path.parent == folder, _checkpoint_number(path)))]
-    raise NoLogsError(
-        f"no logs in folder {str(folder)!r}: looked for {_STREAMS}, *.jsonl (there and one level below), "
-        f"{_STATE} and checkpoint-*/{_STATE}"
-    )
+    for adapter in formats().values():
+        found = adapter.find(folder)
+        if found:
+            return found
+    raise NoLogsError(f"no logs in folder {shown(folder)!r}: looked for {looked_for()}")
+
+
+def looked_for() -> str:
+    """What a folder is searched for, in words."""
+    others = [adapter.looked_for for adapter in formats().values() if adapter.looked_for]
+    return f"{_STREAMS}, *.jsonl (there and one level below), {_STATE}, checkpoint-*/{_STATE}, {', '.join(others)}"
 
 
 def _checkpoint_number(path: Path) -> int:
@@ -183,13 +223,31 @@ def _checkpoint_number(path: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
+def claimed(path: Path) -> type[Adapter] | None:
+    """The format of a log that is no text; None if it seems to be.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    head = _head(path)
+    return next((adapter for adapter in formats().values() if adapter.claims(path, head)), None)
+
+
+def _head(path: Path) -> bytes:
+    if path.is_dir():
+        return b""
+    with open(path, "rb") as file:
+        return file.read(_HEAD)
+
+
 def open_log(path: Path, adapter_hint: str | None = None, field_map: Mapping[str, str] | None = None) -> Adapter:
-    """The adapter for a file: the one asked for, or the first that recognises its beginning.
+    """The adapter for a file or folder: the one asked for, or the first that claims it or recognises its beginning.
 
     Raises:
         ConfigurationError: If the hint is no format.
         NoLogsError: If the file cannot be read.
         EmptyLogError: If it is empty.
+        UnknownSchemaError: If it looks like a tracker's, and is not.
     """
     known = formats()
     if adapter_hint is not None:
@@ -198,15 +256,22 @@ def open_log(path: Path, adapter_hint: str | None = None, field_map: Mapping[str
             raise ConfigurationError(f"unknown adapter_hint {adapter_hint!r}.{hint} Known: {', '.join(known)}")
         return known[adapter_hint](path, field_map)
     try:
-        if path.stat().st_size == 0:
-            raise EmptyLogError(f"{path} is empty")
+        if path.is_file() and path.stat().st_size == 0:
+            raise EmptyLogError(f"{shown(path)} is empty")
+        binary = claimed(path)
+        if binary is not None:
+            return binary(path, field_map)
+        head = _head(path)
+        why = next((why for adapter in known.values() if (why := adapter.refusal(path, head))), "")
+        if why:
+            raise UnknownSchemaError(why)
         records = sniff(path)
         for adapter in known.values():
             if adapter.recognises(path, records):
                 return adapter(path, field_map)
     except OSError as error:
-        raise NoLogsError(f"cannot read {path}: {error}") from error
-    raise EmptyLogError(f"{path} holds no line that is a JSON object, and no log_history")
+        raise NoLogsError(f"cannot read {shown(path)}: {error}") from error
+    raise EmptyLogError(f"{shown(path)} holds no line that is a JSON object, and no log_history")
 
 
 def oriented(field_map: Mapping[str, str] | None) -> dict[str, str]:
@@ -224,11 +289,13 @@ def _is_ours(name: str) -> bool:
 
 
 def run_name(path: Path) -> str:
-    """What a run is called whose events do not say: by its file or, for a checkpoint's state, its folder."""
-    if path.name == _STATE:
-        folder = path.resolve().parent
-        return folder.parent.name if folder.name.startswith("checkpoint-") else folder.name
-    return path.stem.removesuffix("_events")
+    """What a run is called whose events do not say: by its file or, where all are called alike, its folder."""
+    place = _named_after(path)
+    return str(sanitised(path.stem.removesuffix("_events") if place is None else place.name))  # a file's name may be any bytes
+
+
+def _named_after(path: Path) -> Path | None:
+    return next((place for adapter in formats().values() if (place := adapter.named_after(path)) is not None), None)
 
 
 def run_names(paths: Iterable[Path]) -> list[str]:
@@ -254,17 +321,15 @@ _DEPTH = 16
 
 def _above(path: Path, depth: int) -> str:
     """The folder that stands `depth` levels above the one that the run's name is of."""
-    folder = path.resolve().parent
-    if path.name == _STATE:
-        folder = folder.parent.parent if folder.name.startswith("checkpoint-") else folder.parent
+    folder = (_named_after(path) or path.resolve()).parent
     parents = (folder, *folder.parents)
-    return parents[depth].name if depth < len(parents) else ""
+    return str(sanitised(parents[depth].name)) if depth < len(parents) else ""
 
 
 def unreadable(logs: list[Adapter]) -> Exception:
     """The error for files of which nothing could be used: empty, or of a schema that nobody knows."""
     records = [record for log in logs for record in _sample(log)]
-    places = ", ".join(str(log.path) for log in logs[:3])
+    places = ", ".join(shown(log.path) for log in logs[:3])
     if not records:
         return EmptyLogError(f"no readable record in {places}")
     keys: dict[str, Any] = {key: value for record in records for key, value in record.items()}

@@ -17,13 +17,14 @@ from typing import Any
 import psutil
 
 from ._files import read_alerts, read_object
+from ._judging import blocks
 from .adapters import Adapter, Feed, records_of
 from .adapters.rldk_stream import RldkStream
 from .detectors import make_detectors, merged_thresholds
 from .event import Alert, Event, Severity
 from .exceptions import ConfigurationError, EmptyLogError, NoLogsError
 from .follow import LineFollower
-from .ingest import find_logs, open_log
+from .ingest import claimed, find_logs, open_log
 from .live_view import Fold, RunState, View
 from .monitor import Monitor
 from .rebuild import KILLED, recorded_thresholds
@@ -69,6 +70,7 @@ class WatchedRun:
         self._lines: list[tuple[int, bytes]] = []  # taken from the file, not yet read as events
         self._refolding: Iterator[Event] | None = None
         self._read_whole = (0.0, 0.0)  # a log that is read as a whole: its time of writing, and when to look again
+        self._store: type[Adapter] | None = None  # the format of a log that has no lines
         self._first_time = True
         self._others: set[str] = set()
         self._notes: list[str] = []
@@ -162,11 +164,25 @@ class WatchedRun:
         newest = max(found, key=_modified)
         if len(found) > 1:
             self._notes.append(f"the newest of {len(found)} logs in {self.source}")
-        self._follower = LineFollower(newest)
+        return self._turn_to(newest)
+
+    def _turn_to(self, path: Path) -> bool:
+        """Follows this log from now on. Returns whether it could be looked at."""
+        try:
+            self._store = claimed(path)
+        except OSError:
+            return False  # gone again
+        if self._follower is not None:
+            self._follower.close()
+        self._follower = LineFollower(path)
+        self._adapter = self._feed = None
+        self._read_whole = (0.0, 0.0)
         return True
 
     def _take(self, deadline: float) -> bool:
         assert self._follower is not None
+        if self._store is not None:
+            return not self._opened() or self._take_whole()
         while True:
             if self._refolding is not None:
                 for event in self._refolding:
@@ -312,16 +328,34 @@ class WatchedRun:
             return True
         if self.source.is_dir() and (newest := max(run_logs(self.source), key=_modified)) != self._follower.path:
             # Each checkpoint has a state of its own, which holds that of the one before.
-            self._follower.close()
-            self._follower = LineFollower(newest)
-            return False
-        if self._follower.modified != written:
+            return not self._turn_to(newest)
+        if self._store is not None:
+            modified = self._store.modified(self._follower.path)
+            self._follower.missing, self._follower.modified = not modified, modified or self._follower.modified
+        if self._follower.modified != written and not self._follower.missing:
             self._adapter.damage.reset()
-            self._begin("")
-            for event in self._adapter.events():
+            for event in self._anew(self._adapter):
                 self._show(event)
             self._read_whole = self._follower.modified, now + max(_WHOLE_S, 10 * (time.monotonic() - now))
         return True
+
+    def _anew(self, adapter: Adapter) -> Iterator[Event]:
+        """Begins the fold anew, and yields the events of a log that is read as a whole; of a store's runs, those of one."""
+        if self._store is None:
+            self._begin("")
+            yield from adapter.events()
+            return
+        try:
+            survey = adapter.survey()
+        except OSError:
+            if not self._fold.events:
+                raise
+            return  # its writer has it for a moment; what was read before stays on the screen
+        known = [run for run in survey.runs if self._wanted in (None, run)]
+        self._others = {run for run in survey.runs if run not in known[-1:]}
+        self._begin(known[-1] if known else self._wanted or "")
+        for block in blocks(adapter, known[-1], survey) if known else ():
+            yield from block
 
     def _begin(self, run_id: str) -> None:
         """Forgets what was seen of the run."""
@@ -437,7 +471,7 @@ def run_logs(source: str | os.PathLike[str]) -> list[Path]:
 
 def _modified(path: Path) -> float:
     try:
-        return path.stat().st_mtime
+        return (claimed(path) or Adapter).modified(path)
     except OSError:
         return 0.0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -16,7 +17,7 @@ from typing import Any
 import orjson
 import psutil
 
-from ._files import read_object
+from ._files import read_object, replace_json
 from ._judging import Second, blocks
 from .adapters import Adapter, Survey
 from .adapters.rldk_stream import RldkStream
@@ -24,10 +25,11 @@ from .detectors import make_detectors
 from .exceptions import ConfigurationError, EmptyLogError, NoLogsError
 from .ingest import find_logs, open_log, oriented, run_name
 from .recorder import Recorder
+from .remote import is_fetched, shown
 from .runfiles import RunFiles, check_run_id
 
 __all__ = [
-    "folder_for", "is_ours", "lacking", "open_source", "rebuild_log", "rebuild_run", "recorded_thresholds", "status_of",
+    "folder_for", "folder_here", "is_ours", "lacking", "open_source", "rebuild_log", "rebuild_run", "recorded_thresholds", "status_of",
 ]
 
 KILLED = "the process ended without a word (killed, out of memory, or power)"
@@ -42,6 +44,7 @@ _LATELY_S = 600.0
 # What only the live run could know of itself.
 _KEPT = (
     "began", "skipped_values", "lost", "rldk_failures", "environment", "trackers", "checkpoints_not_analysed", "stop_requested",
+    "hub",
 )
 
 
@@ -61,7 +64,8 @@ def rebuild_run(
         source: The log, or a folder with one.
         run_id: The run, if the log holds several; by default the last one in it.
         output_dir: Where the files go. By default beside the stream, over what is there; those of a log that is not
-            rldk's into a folder of their own (`folder_for`).
+            rldk's into a folder of their own (`folder_for`). Those of a log that was fetched from elsewhere go into a folder
+            in the current one (`folder_here`), with a copy of the log.
         alert_thresholds: As of `RLDKCallback`; by default those that the run's manifest says it had.
         adapter_hint: As of `ingest_runs`.
         field_map: As of `ingest_runs`.
@@ -81,12 +85,12 @@ def rebuild_run(
     """
     streams = find_logs(source)
     if len(streams) > 1:
-        raise NoLogsError(f"{source} holds {len(streams)} streams: name one of {', '.join(map(str, streams[:5]))}")
+        raise NoLogsError(f"{source} holds {len(streams)} streams: name one of {', '.join(map(shown, streams[:5]))}")
     log = open_source(streams[0], adapter_hint, oriented(field_map))
     survey = log.survey()
     chosen = run_id if run_id is not None else survey.runs[-1] if survey.runs else None
     if chosen is None:
-        raise EmptyLogError(f"no event in {streams[0]}")
+        raise EmptyLogError(f"no event in {shown(streams[0])}")
     return rebuild_log(log, survey, chosen, output_dir=output_dir, alert_thresholds=alert_thresholds, progress=progress)
 
 
@@ -112,8 +116,12 @@ def rebuild_log(
     stream = log.path
     ours = isinstance(log, RldkStream)
     name = run_id or run_name(stream)
+    fetched = is_fetched(stream)
+    if fetched and output_dir is None:
+        output_dir = folder_here(name, stream)
     folder = output_dir if output_dir is not None else stream.parent if ours else folder_for(stream)
-    files = RunFiles.of(folder, _file_name(name, stream), stream)
+    # A copy from elsewhere will be gone: the report's folder gets one of its own.
+    files = RunFiles.of(folder, _file_name(name, stream), Path(folder) / stream.name if fetched and stream.is_file() else stream)
     there = RunFiles.of(stream.parent, name)
     manifest = (read_object(there.manifest) or read_object(files.manifest)) if ours else {}
     report = (read_object(there.report) or read_object(files.report)) if ours else {}
@@ -135,6 +143,12 @@ def rebuild_log(
         raise ConfigurationError(f"cannot write into {folder}: {error}") from error
     if not os.access(folder, os.W_OK):
         raise ConfigurationError(f"cannot write into {folder}: give another output_dir")
+    if files.events != stream:
+        if files.events.exists() and not _goes_on(stream, files.events):
+            raise ConfigurationError(f"{files.events} is there and holds something else: give another output_dir")
+        shutil.copyfile(stream, files.events)
+        if manifest:
+            replace_json(files.manifest, manifest)
     if alert_thresholds is None:
         alert_thresholds = recorded_thresholds(manifest)
     trainer = (manifest.get("trainer") or {}).get("family")
@@ -149,7 +163,7 @@ def rebuild_log(
             count += len(events)
         if not count:
             known = f" It has: {', '.join(map(repr, survey.runs))}" if survey.runs else ""
-            raise EmptyLogError(f"no event of run {run_id!r} in {stream}.{known}")
+            raise EmptyLogError(f"no event of run {run_id!r} in {shown(stream)}.{known}")
         recorder.join(second.found())
     for key in _KEPT:
         if key in report:
@@ -174,7 +188,7 @@ def open_source(
     try:
         return open_log(path, adapter_hint, field_map)
     except EmptyLogError as error:
-        raise EmptyLogError(f"no event in {path}: {error}") from error
+        raise EmptyLogError(f"no event in {shown(path)}: {error}") from error
 
 
 def recorded_thresholds(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -211,6 +225,20 @@ def folder_for(log: Path) -> Path:
     if place.name.startswith("checkpoint-"):
         place = place.parent
     return place / f"{_file_name(run_name(log), log)}_rldk"
+
+
+def _goes_on(stream: Path, there: Path) -> bool:
+    """Whether a stream begins with all that is in another file: then it is a later copy of the same."""
+    with open(stream, "rb") as new, open(there, "rb") as old:
+        while block := old.read(_TAIL):
+            if new.read(len(block)) != block:
+                return False
+    return True
+
+
+def folder_here(name: str, log: Path) -> Path:
+    """Where the files of a run go whose log is a copy from elsewhere: a folder named after it, in the current one."""
+    return Path(f"{_file_name(name, log)}_rldk")
 
 
 def _refuse_foreign(files: RunFiles) -> None:

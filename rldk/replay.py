@@ -21,6 +21,7 @@ from .exceptions import EmptyLogError, IngestError, NoLogsError
 from .ingest import find_all, open_log, oriented, run_name, unreadable
 from .monitor import Monitor
 from .rebuild import UNSAID, recorded_thresholds, status_of
+from .remote import shown
 from .report import build_report
 from .runfiles import RunFiles
 from .summary import Summary
@@ -112,7 +113,7 @@ def replay_run(run: Replayed, survey: Survey, progress: Callable[[int, int | Non
             run.take(events)
             yield from events
     except OSError as error:
-        raise NoLogsError(f"cannot read {run.path}: {error}") from error
+        raise NoLogsError(f"cannot read {shown(run.path)}: {error}") from error
 
 
 def replay(
@@ -184,9 +185,9 @@ def replay_log(
             if progress is not None and not count % _EVENTS_A_CALL:
                 progress(log.path, position, survey.length)
     except OSError as error:
-        raise NoLogsError(f"cannot read {log.path}: {error}") from error
+        raise NoLogsError(f"cannot read {shown(log.path)}: {error}") from error
     for run_id, block in waiting.items():
         runs[run_id].take(block)
     if not runs:
-        raise EmptyLogError(f"no event in {log.path}") if isinstance(log, RldkStream) else unreadable([log])
+        raise EmptyLogError(f"no event in {shown(log.path)}") if isinstance(log, RldkStream) else unreadable([log])
     return list(runs.values())

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from .adapters import Adapter, Survey
+from .adapters.rldk_stream import RldkStream
+from .event import Event
 from .exceptions import ConfigurationError, IngestError, NoLogsError
 from .ingest import find_logs, open_log, oriented, run_names, unreadable
 from .metrics import nearest
+from .remote import shown
+from .timeline import standing
 
-__all__ = ["FoundRun", "find_runs", "listed", "one_run"]
+__all__ = ["FoundRun", "earlier_events", "find_runs", "listed", "one_run"]
 
 # The ends of the names of a run's files beside its stream: each stands for the run.
 _BESIDE = ("_final_report.json", "_alerts.json", "_metrics.csv", "_run.json", "_report.html")
@@ -59,7 +63,7 @@ def find_runs(
                 raise unreadable([log])
         except OSError as error:
             if not isinstance(error, IngestError):
-                error = NoLogsError(f"cannot read {path}: {error}")
+                error = NoLogsError(f"cannot read {shown(path)}: {error}")
             trouble = trouble or error
         except IngestError as error:  # a run that has just begun must not hide the others
             trouble = trouble or error
@@ -90,7 +94,7 @@ def one_run(
         raise ConfigurationError(f"{place!r} holds {len(names)} runs; choose one by its run_id (--run on the command line): {listed(names)}")
     if len(chosen) > 1:
         raise ConfigurationError(
-            f"{place!r} has run {run_id!r} in several files: name one of {listed(str(item.log.path) for item in chosen)}"
+            f"{place!r} has run {run_id!r} in several files: name one of {listed(shown(item.log.path) for item in chosen)}"
         )
     return chosen[0]
 
@@ -109,3 +113,14 @@ def listed(names: Iterable[str]) -> str:
     """Names for a message: the first few, and how many more."""
     names = list(names)
     return ", ".join(names[:_SHOWN]) + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+def earlier_events(path: Path, run_id: str, step: int) -> Iterator[Event]:
+    """The events of a run up to a step, without what an earlier resume left behind."""
+
+    def read() -> Iterator[Event]:
+        return (event for event in RldkStream(path).events() if event.run_id in (run_id, ""))
+
+    if path.exists():
+        for event in standing(read):
+            if event.step <= step:
+                yield event

@@ -1,11 +1,15 @@
-"""Whatever bytes are in a log: a DataFrame, or an error that rldk documents. Eleven thousand files."""
+"""Whatever bytes are in a log: a DataFrame, or an error that rldk documents. Thirteen thousand files."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sqlite3
+import struct
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +43,11 @@ def read(content: bytes, name: str, hint: str | None = None, field_map=None) -> 
     """Reads a file in every way there is, and checks what comes of it against the contract."""
     path = Path(FOLDER.name) / name
     path.write_bytes(content)
+    check(path, hint, field_map)
+
+
+def check(path: Path, hint: str | None = None, field_map=None) -> None:
+    """Reads what is there."""
     assert TRLAdapter(path).can_handle() in (True, False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -352,3 +361,206 @@ def test_unmutated_files(index):
     read(content, name)
     path = Path(FOLDER.name) / name
     assert ingest_runs(path).attrs["skipped_lines"] == 0
+
+
+# The stores of trackers. Their schemas are those of the real ones, which tests/test_importers.py has made by the trackers themselves.
+
+TRACKIO = (
+    "CREATE TABLE metrics (id INTEGER PRIMARY KEY AUTOINCREMENT, {id}timestamp TEXT, run_name TEXT, step INTEGER, metrics TEXT)",
+    "CREATE TABLE configs (id INTEGER PRIMARY KEY AUTOINCREMENT, {id}run_name TEXT, config TEXT, created_at TEXT)",
+)
+MLFLOW = (
+    "CREATE TABLE runs (run_uuid VARCHAR(32), name VARCHAR(250), lifecycle_stage VARCHAR(20))",
+    "CREATE TABLE metrics (key VARCHAR(250), value FLOAT, timestamp BIGINT, run_uuid VARCHAR(32), step BIGINT, is_nan BOOLEAN)",
+    "CREATE TABLE tags (key, value, run_uuid)",
+    "CREATE TABLE params (key, value, run_uuid)",
+)
+tracked_keys = st.sampled_from([
+    *raw_keys, *(f"train/{key}" for key in raw_keys), *(f"eval/{key}" for key in raw_keys), "train/global_step", "__step", "_type",
+    "train/epoch", "epoch", "objective/kl", "val/ratio", "val/ratio_var", "loss/value_avg", "system/gpu", "profiling/Time taken: x", "wall_time", "", "train/",
+])
+tracked_values = st.floats() | st.integers(-(2**63), 2**63 - 1) | st.sampled_from(["NaN", "Infinity", "-Infinity", "x"]) | anything
+tracked_rows = st.dictionaries(tracked_keys | st.text(max_size=4), tracked_values, max_size=6)
+# Those that a vocabulary reckons with, if it can tell the trainer.
+RECKONED = ["loss_type", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs"]
+configs = st.dictionaries(st.sampled_from([*ARGUMENTS, "seed", *RECKONED]), anything, max_size=5).map(dump) | st.fixed_dictionaries(
+    dict.fromkeys(RECKONED, st.integers(-2, 9) | scalars)
+).map(dump)
+columns = st.one_of(
+    st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.binary(max_size=8),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8), st.sampled_from(["a", "b", "2026-11-21T18:34:07+00:00", "9"]),
+)
+usual = st.sampled_from(["a", "b"])
+
+
+def mostly(normal, odd=columns):
+    """One in eight is odd: where all are, little is read."""
+    return st.integers(0, 7).flatmap(lambda number: odd if number == 7 else normal)
+
+
+
+
+def database(statements, tables) -> bytes:
+    """The bytes of a database with these tables and rows."""
+    connection = sqlite3.connect(":memory:")
+    for statement in statements:
+        connection.execute(statement)
+    for table, rows in tables.items():
+        for row in rows:
+            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    connection.commit()
+    with tempfile.NamedTemporaryFile(suffix=".db", dir=FOLDER.name) as file:
+        target = sqlite3.connect(file.name)
+        connection.backup(target)
+        target.close()
+        connection.close()
+        return Path(file.name).read_bytes()
+
+
+def numbered(rows):
+    return [(number, *row) for number, row in enumerate(rows, 1)]
+
+
+@given(
+    st.booleans(),
+    st.lists(st.tuples(mostly(usual), columns, mostly(usual), mostly(st.integers(-3, 12)), mostly(tracked_rows.map(dump))), max_size=8),
+    st.lists(st.tuples(mostly(usual), mostly(usual), mostly(configs), columns), max_size=2),
+    FIELD_MAPS,
+)
+@settings(max_examples=500, **COMMON)
+def test_databases_of_trackio(by_id, rows, settings_of_runs, field_map):
+    """Rows with anything in any column, by the schemas of both kinds of versions."""
+    first = 0 if by_id else 1
+    statements = [statement.format(id="run_id TEXT, " if by_id else "") for statement in TRACKIO]
+    content = database(statements, {
+        "metrics": numbered(row[first:] for row in rows), "configs": numbered(row[first:] for row in settings_of_runs),
+    })
+    read(content, "x.db", None, field_map)
+
+
+@given(
+    st.lists(st.tuples(usual, mostly(usual), st.sampled_from(["active", "active", "deleted", None])), min_size=1, max_size=3),
+    st.lists(
+        st.tuples(
+            mostly(tracked_keys), mostly(st.floats()), mostly(st.integers(0, 3)), mostly(usual), mostly(st.integers(-3, 12)),
+            mostly(st.booleans()),
+        ),
+        max_size=12,
+    ),
+    st.lists(st.tuples(mostly(st.sampled_from(ARGUMENTS)), mostly(configs), mostly(usual)), max_size=4),
+    FIELD_MAPS,
+)
+@settings(max_examples=500, **COMMON)
+def test_databases_of_mlflow(runs, points, params, field_map):
+    """Points with anything in any column."""
+    read(database(MLFLOW, {"runs": runs, "metrics": points, "params": params}), "x.db", None, field_map)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["loss", "rewards/a/mean", "eval_loss", "epoch", "objective/kl"]), st.lists(
+        mostly(st.tuples(mostly(st.integers(0, 9), scalars), mostly(st.floats(), scalars), mostly(st.integers(-3, 9), scalars)).map(
+            lambda parts: " ".join(map(str, parts)).encode("utf-8", "surrogatepass") + b"\n"
+        ), st.binary(max_size=20)), max_size=6,
+    ), min_size=1, max_size=3),
+    st.binary(max_size=30), st.dictionaries(st.sampled_from(ARGUMENTS), st.binary(max_size=10) | configs.map(str.encode), max_size=2),
+)
+@settings(max_examples=300, **COMMON)
+def test_file_stores_of_mlflow(metrics_of_run, meta, params):
+    """A run's folder with anything in its files."""
+    with tempfile.TemporaryDirectory(dir=FOLDER.name) as name:
+        folder = Path(name)
+        for place, files in (("metrics", metrics_of_run), ("params", params), ("tags", {})):
+            (folder / place).mkdir()
+            for file, content in files.items():
+                path = folder / place / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content if isinstance(content, bytes) else b"".join(content))
+        (folder / "meta.yaml").write_bytes(meta)
+        check(folder)
+
+
+def _stores() -> list[tuple[str, bytes]]:
+    """A small store of each kind, as the libraries write it. wandb's is of records that wandb's own classes made."""
+    run = captures()[1]
+    rows = [{"train/global_step": row["step"], **{f"train/{name}": value for name, value in logs.items()}}
+            for row, logs in zip(run.rows, run.logs, strict=True)]
+    files = [("x.db", database(
+        [statement.format(id="run_id TEXT, ") for statement in TRACKIO],
+        {"metrics": numbered(("a", f"2026-11-21T18:34:{at:02d}+00:00", "a", at, dump(row)) for at, row in enumerate(rows)),
+         "configs": numbered([("a", "a", '{"beta": 0.1}', "")])},
+    ))]
+    files.append(("x.db", database(MLFLOW, {
+        "runs": [("a", "a", "active")], "params": [("beta", "0.1", "a")],
+        "metrics": [
+            (name, value, row["step"], "a", row["step"], 0)
+            for row, logs in zip(run.rows, run.logs, strict=True) for name, value in logs.items() if isinstance(value, (int, float))
+        ],
+    })))
+    if importlib.util.find_spec("tensorboard"):
+        from torch.utils.tensorboard import SummaryWriter
+
+        with tempfile.TemporaryDirectory() as folder:
+            with SummaryWriter(folder) as writer:
+                writer.add_text("args", '{"beta": 0.1}')
+                for row in rows:
+                    for name, value in row.items():
+                        if isinstance(value, (int, float)):
+                            writer.add_scalar(name, value, row["train/global_step"])
+            (path,) = Path(folder).iterdir()
+            files.append(("events.out.tfevents.1.host", path.read_bytes()))
+    if importlib.util.find_spec("wandb"):
+        from wandb.proto import wandb_internal_pb2 as proto
+
+        records = [proto.Record(run=proto.RunRecord(run_id="a", display_name="a"))]
+        for row in rows:
+            items = [proto.HistoryItem(key=name, value_json=dump(value)) for name, value in row.items()]
+            records.append(proto.Record(history=proto.HistoryRecord(item=items)))
+        content = b":W&B\xe1\xbe\x00"
+        for record in records:
+            data = record.SerializeToString()
+            assert len(content) + len(data) < 32768
+            content += struct.pack("<IHB", zlib.crc32(data, zlib.crc32(b"\x01")), len(data), 1) + data
+        files.append(("x.wandb", content))
+    return files
+
+
+STORES = _stores()
+
+
+@given(st.integers(0, len(STORES) - 1), mutations, st.floats(0.1, 1))
+@settings(max_examples=700, **COMMON)
+def test_mutated_stores(index, changes, kept):
+    """Stores with pieces cut out and put in, and cut off at some place."""
+    name, content = STORES[index]
+    content = content[: int(len(content) * kept)]
+    for where, length, snippet in changes:
+        at = int(where * len(content))
+        content = content[:at] + snippet + content[at + length :]
+    read(content, name)
+
+
+@given(st.integers(0, len(STORES) - 1), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=20))
+@settings(max_examples=700, **COMMON)
+def test_flipped_bytes_in_stores(index, changes):
+    """Damage that moves nothing."""
+    name, content = STORES[index]
+    damaged = bytearray(content)
+    for where, value in changes:
+        damaged[int(where * len(damaged))] = value
+    read(bytes(damaged), name)
+
+
+@pytest.mark.parametrize("index", range(len(STORES)))
+def test_unmutated_stores(index):
+    """They are whole before."""
+    name, content = STORES[index]
+    read(content, name)
+    frame = ingest_runs(Path(FOLDER.name) / name)
+    assert frame.attrs["skipped_lines"] == 0
+    assert frame["step"].tolist() == [row["step"] for row in captures()[1].rows]
+
+
+@given(st.binary(max_size=100), st.sampled_from(["mlflow", "tensorboard", "trackio", "wandb"]), st.sampled_from([b"", b"SQLite format 3\0", b":W&B"]))
+@settings(max_examples=200, **COMMON)
+def test_anything_by_the_hint_of_a_tracker(content, hint, magic):
+    read(magic + content, "x.jsonl", hint)

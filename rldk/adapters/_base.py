@@ -1,6 +1,7 @@
-"""What an adapter is: a format of log, told by its first records, and read as events.
+"""What an adapter is: a format of log, told by its first bytes or records, and read as events.
 
-An adapter yields events in the file's order and judges nothing. What is malformed it skips, and says how much.
+An adapter yields events in the file's order and judges nothing. What is malformed it skips, and says how much. A log is a
+file, or a folder whose files are one log to the tool that wrote them.
 """
 
 from __future__ import annotations
@@ -45,15 +46,54 @@ class Adapter(ABC):
     Attributes:
         name: As in `adapter_hint`.
         rank: Order in which formats are tried, the most particular first.
+        looked_for: What `find` looks for, for a message; empty for formats that it looks for nothing of.
+        shared: Names of runs that other logs, read together with this one, have too; to be set by who opened them.
+        place: What this log is called among those; to be set with `shared`.
     """
 
     name: ClassVar[str]
     rank: ClassVar[int]
+    looked_for: ClassVar[str] = ""
+    shared: frozenset[str] = frozenset()
+    place: str = ""
 
     def __init__(self, path: Path, field_map: Mapping[str, str] | None = None) -> None:
         self.path = path
         self.field_map = dict(field_map or {})
         self.damage = Damage(path)
+
+    @classmethod
+    def find(cls, folder: Path) -> list[Path]:
+        """The logs of this format in a folder that has neither lines of JSON nor a trainer's state."""
+        return []
+
+    @classmethod
+    def claims(cls, path: Path, head: bytes) -> bool:
+        """Whether a log that is no text is of this format; asked before its lines are looked for.
+
+        Args:
+            path: A file or a folder.
+            head: The first bytes of a file; empty for a folder.
+        """
+        return False
+
+    @classmethod
+    def refusal(cls, path: Path, head: bytes) -> str:
+        """Why a log that looks like one of this format, and that no format claims, cannot be read; empty if it does not."""
+        return ""
+
+    @classmethod
+    def named_after(cls, path: Path) -> Path | None:
+        """The file or folder that a run in this log is called by, if it is not the log itself."""
+        return None
+
+    @classmethod
+    def modified(cls, path: Path) -> float:
+        """When the log was last written to, in seconds since the epoch; 0 if it is not there."""
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            return 0.0
 
     @classmethod
     @abstractmethod
@@ -80,8 +120,19 @@ class Adapter(ABC):
         """
         return sniff(self.path)
 
-    def numbered(self) -> Iterator[tuple[int, Event]]:
+    def names(self) -> list[str]:
+        """The names that the log gives its runs, where another log may give the same ones to others; cheap to ask for.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        return []
+
+    def numbered(self, run_id: str | None = None) -> Iterator[tuple[int, Event]]:
         """Yields the events, each with its position in the file: it rises, and `survey` counts in the same way.
+
+        Args:
+            run_id: Only the events of this run are wanted. Others may come all the same.
 
         Raises:
             OSError: If the file cannot be read.
@@ -99,7 +150,7 @@ class Adapter(ABC):
         runs: dict[str, None] = {}
         position = -1
         # Another reader of the same file: what is damaged is counted when the events are taken.
-        for position, event in type(self)(self.path, self.field_map).numbered():
+        for position, event in self._again().numbered():
             run_id = event.run_id
             runs.pop(run_id, None)
             runs[run_id] = None
@@ -108,6 +159,9 @@ class Adapter(ABC):
                     resumes.append((position, run_id, event.step - 1))
                 last[run_id] = event.step
         return Survey(tuple(runs), tuple(resumes), position + 1)
+
+    def _again(self) -> Adapter:
+        return type(self)(self.path, self.field_map)
 
     def rows(self, run_id: str) -> Iterator[Row]:
         """Yields what a DataFrame takes of each event; a format that can spare the event on the way does.

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from ..event import sanitised
+from ..remote import shown
 
 __all__ = ["Damage", "parse", "python_json", "read_records", "records_of", "whole_number"]
 
@@ -44,7 +45,7 @@ class Damage:
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.first) else ""
-        return f"{self.path}: {self.count} malformed (line {', '.join(map(str, self.first))}{more})"
+        return f"{shown(self.path)}: {self.count} malformed (line {', '.join(map(str, self.first))}{more})"
 
 
 def parse(line: bytes) -> Any:

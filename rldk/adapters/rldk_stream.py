@@ -34,8 +34,8 @@ class RldkStream(Adapter):
         for _, event in self.numbered():
             yield event
 
-    def numbered(self) -> Iterator[tuple[int, Event]]:
-        """Yields the events by the number of their line."""
+    def numbered(self, run_id: str | None = None) -> Iterator[tuple[int, Event]]:
+        """Yields the events by the number of their line, those of all runs."""
         for number, record in read_records(self.path, self.damage):
             event = self._event(number, record)
             if event is not None:

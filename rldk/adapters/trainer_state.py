@@ -40,6 +40,14 @@ class TrainerState(Adapter):
         except ValueError:
             return not records
 
+    @classmethod
+    def named_after(cls, path: Path) -> Path | None:
+        """The folder of the run: its state, whose name is always the same, lies in it or in one of its checkpoints."""
+        if path.name != "trainer_state.json":
+            return None
+        folder = path.resolve().parent
+        return folder.parent if folder.name.startswith("checkpoint-") else folder
+
     def events(self) -> Iterator[Event]:
         """Yields an event a row of the log history."""
         rows = self._rows()

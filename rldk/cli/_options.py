@@ -43,7 +43,8 @@ Hint = Annotated[
     str | None,
     typer.Option(
         "--hint", metavar="FORMAT",
-        help="The format, if it is not to be recognised: rldk, named_values, trl, trainer_state, flexible.",
+        help="The format, if it is not to be recognised: rldk, named_values, trl, trainer_state, trackio, wandb, tensorboard, "
+        "mlflow, flexible.",
     ),
 ]
 FieldMap = Annotated[
@@ -53,7 +54,7 @@ FieldMap = Annotated[
         help="What a name in the log means here: it=step, avg_r=reward_mean. May be repeated.",
     ),
 ]
-Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders or globs.", show_default=False)]
+Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, globs, or URLs (hf://datasets/user/name).", show_default=False)]
 
 
 def read_thresholds(given: Iterable[str] | None) -> dict[str, Any] | None:

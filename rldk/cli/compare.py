@@ -43,7 +43,8 @@ def compare(
     and versions that differ, and the first step at which it parts from the first run: that looks at every logged metric but
     times, speeds and resources, and at the checksums of the random state.
 
-    A metric whose unit differs between the runs is not compared. A folder of several runs stands for all of them.
+    A metric whose unit differs between the runs is not compared. A folder of several runs stands for all of them, and
+    so does a tracker's store.
 
     Examples:
       rldk compare runs/a runs/b

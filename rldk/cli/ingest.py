@@ -15,6 +15,7 @@ import orjson
 import typer
 
 from ..ingest import find_all, ingest_all
+from ..remote import is_url
 from ..text import cell
 from ._options import FieldMap, Hint, Json, Sources, read_field_map
 from ._output import emit_json, fail, say, stdout_bytes, table
@@ -58,6 +59,7 @@ def ingest(
       rldk ingest rldk_logs
       rldk ingest rldk_logs -o run.csv
       rldk ingest 'runs/*/checkpoint-500' -o all.parquet
+      rldk ingest mlflow.db -o experiments.csv
       rldk ingest rldk_logs --json
       rldk ingest log.jsonl --field-map it=step --field-map avg_r=reward_mean -o - | head
     """
@@ -99,7 +101,7 @@ def _check(path: Path, sources: list[str]) -> None:
         fail(f"{path} is a folder: name a file in it")
     if not path.parent.is_dir():
         fail(f"there is no folder {str(path.parent)!r} to write {path.name} into")
-    if path.exists() and path.resolve() in {source.resolve() for source in find_all(sources)}:
+    if path.exists() and path.resolve() in {source.resolve() for source in find_all(source for source in sources if not is_url(source))}:
         fail(f"{path} is one of the logs that are to be read: give another output")
 
 

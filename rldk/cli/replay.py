@@ -8,6 +8,7 @@ import typer
 
 from ..adapters import Damage
 from ..event import Severity
+from ..remote import shown
 from ..replay import Replayed
 from ..replay import replay as replayed
 from ..report._verdict import Verdict, judge, worst_first
@@ -52,14 +53,17 @@ def replay(
 ) -> None:
     """Judge recorded runs: what is wrong, since when, and what to do about it.
 
-    Runs all detectors over rldk's events, older rldk streams, flat TRL logs, or transformers' trainer_state.json. The
-    verdict is the one that RLDKCallback gave, or would have given. Nothing is written.
+    Runs all detectors over rldk's events, older rldk streams, flat TRL logs, transformers' trainer_state.json, or what
+    trackio, wandb, TensorBoard and MLflow keep of a run. The verdict is the one that RLDKCallback gave, or would have given.
+    Nothing is written.
 
     A run that rldk recorded is judged by the thresholds that it had, unless --threshold gives that detector another one.
 
     Examples:
       rldk replay out/checkpoint-500/trainer_state.json
       rldk replay rldk_logs
+      rldk replay ~/.cache/huggingface/trackio/my_project.db
+      rldk replay wandb
       rldk replay rldk_logs --threshold kl_divergence=5 --threshold stall.floor=1800
       rldk replay 'runs/*/trainer_state.json' --json > verdicts.json
       rldk replay rldk_logs --fail-on warning || echo "look at it"
@@ -96,7 +100,7 @@ def replay(
 def _as_json(run: Replayed, report: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
     alerts = run.alerts
     return {
-        "run_id": run.name, "source": str(run.path), "format": run.format, "trainer": run.trainer,
+        "run_id": run.name, "source": shown(run.path), "format": run.format, "trainer": run.trainer,
         "status": report["status"], "steps": report["totals"]["steps"], "events": report["totals"]["events"],
         "verdict": report["health"]["verdict"], "sentence": verdict.sentence, "tone": verdict.tone,
         "thresholds": run.thresholds or {}, "alerts": alerts,

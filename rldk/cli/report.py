@@ -14,7 +14,8 @@ import typer
 from .._files import json_bytes, read_alerts, read_object, replace_bytes
 from ..adapters.rldk_stream import RldkStream
 from ..detectors import merged_thresholds
-from ..rebuild import lacking, rebuild_log, recorded_thresholds, status_of
+from ..rebuild import folder_here, lacking, rebuild_log, recorded_thresholds, status_of
+from ..remote import is_fetched
 from ..replay import Replayed, replay_run
 from ..report import Curves, render_html, render_markdown, render_text
 from ..report._verdict import judge, worst_first
@@ -70,7 +71,8 @@ def report(
     """Write a run's report: a page to look at, alerts, statistics, CSV.
 
     Makes every file of a run anew from its events, as after a kill, or for the first time from a trainer_state.json or
-    any other log. The files of such a log go into a folder named after the run, beside it. What rldk did not write is
+    any other log. The files of such a log go into a folder named after the run, beside it; those of a log elsewhere
+    (hf://datasets/user/name/run) into one in the current folder, with a copy of the log. What rldk did not write is
     never replaced, and the files of a run that is still being recorded are not touched, nor those of one whose stream
     holds less than they do (jsonl_log_interval above 1).
 
@@ -78,6 +80,8 @@ def report(
       rldk report rldk_logs --open
       rldk report rldk_logs --run my-run --output-dir reports
       rldk report out/checkpoint-500/trainer_state.json
+      rldk report ~/.cache/huggingface/trackio/my_project.db --run baseline
+      rldk report hf://datasets/user/name/my-run --open
       rldk report rldk_logs --format md > comment.md
       rldk report rldk_logs --json            the files, and what final_report.json has to stdout
     """
@@ -89,6 +93,8 @@ def report(
         fail("--json goes without --format; --format json makes no files")
     given = read_thresholds(threshold)
     chosen = one_run(run, run_id, hint, read_field_map(field_map))
+    if output_dir is None and is_fetched(chosen.log.path):
+        output_dir = folder_here(chosen.name, chosen.log.path)
     manifest: dict[str, Any] = {}
     there: dict[str, Any] = {}
     running = False

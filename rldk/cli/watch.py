@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from ..ingest import looked_for
 from ..live import WatchedRun
 from ..live_view import View
+from ..remote import is_url
 from ._frame import Glyphs, frame, glyphs_for
 from ._options import FailOn, Json, Level, Threshold, exit_code, read_thresholds
 from ._output import console, emit_json, fail
@@ -43,6 +45,8 @@ def watch(
 
     Where stdout is no terminal, and with --once, one frame is printed. --json prints what the frame shows as JSON.
 
+    Of the runs in a tracker's store, such as a database of trackio, it shows the one that was written to last.
+
     The alerts are the run's own. Where its alerts.json is not there, as beside a plain log, its events are judged by the
     same engine, and --threshold applies.
 
@@ -50,8 +54,11 @@ def watch(
       rldk watch rldk_logs
       rldk watch rldk_logs/my_run_events.jsonl --stay
       rldk watch train_log.jsonl --metric loss --metric my_metric
+      rldk watch ~/.cache/huggingface/trackio/my_project.db
       rldk watch rldk_logs --once --fail-on critical
     """
+    if is_url(run):
+        fail(f"rldk watch reads files of this machine; rldk replay and rldk report read {run}")
     watched = WatchedRun(run, run_id=run_id, thresholds=read_thresholds(threshold), chosen=metric or ())
     screen = console()
     try:
@@ -75,7 +82,7 @@ def _read_all(watched: WatchedRun) -> None:
     while not watched.poll(1.0):
         pass
     if watched.path is None:
-        fail(f"no log in {watched.source}: looked for *_events.jsonl, *.jsonl and trainer_state.json" if watched.source.is_dir()
+        fail(f"no log in {watched.source}: looked for {looked_for()}" if watched.source.is_dir()
              else f"no such file or folder: {str(watched.source)!r} (looked in {Path.cwd()})")
     if not watched.view().events:
         fail(f"no event in {watched.path}")

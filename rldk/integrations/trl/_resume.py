@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..._files import read_object
-from ...adapters.rldk_stream import RldkStream
 from ...environment import git_commit, redact
 from ...event import Event
 from ...exceptions import RunExistsError
 from ...runfiles import RunFiles, new_run_id
-from ...timeline import resume_note, standing
+from ...runs import earlier_events
+from ...timeline import resume_note
 
 __all__ = ["RunPlan", "check_new", "plan_run"]
 
@@ -164,15 +164,3 @@ def _run_of(folder: Path, output_dir: str) -> str | None:
         if manifest.get("output_dir") == wanted and isinstance(run_id, str) and path.absolute() not in _recording:
             found.append((str(manifest.get("created")), run_id))
     return max(found)[1] if found else None
-
-
-def earlier_events(path: Path, run_id: str, step: int) -> Iterator[Event]:
-    """The events of a run up to a step, without what an earlier resume left behind."""
-
-    def read() -> Iterator[Event]:
-        return (event for event in RldkStream(path).events() if event.run_id in (run_id, ""))
-
-    if path.exists():
-        for event in standing(read):
-            if event.step <= step:
-                yield event
