@@ -17,6 +17,7 @@ from typing import Any
 __all__ = ["REPORTERS", "register", "when_imported"]
 
 REPORTERS = "transformers.integrations.integration_utils"  # the module with the table of `report_to`
+_TRACKERS = "accelerate.tracking"  # the module with the table of `log_with`
 
 Action = Callable[[ModuleType], None]
 
@@ -82,6 +83,18 @@ def _enter(module: ModuleType) -> None:
         table.setdefault("rldk", _Entry)
 
 
+def _offer(module: ModuleType) -> None:
+    add = getattr(module, "register_tracker_class", None)  # before accelerate 1.15 there is none: pass an RLDKTracker
+    if not callable(add):
+        return
+    from .integrations import accelerate  # here, since it imports accelerate
+
+    tracker = getattr(accelerate, "RLDKTracker", None)  # not there yet, if it is this module that imports accelerate
+    if tracker is not None and "rldk" not in getattr(module, "LOGGER_TYPE_TO_CLASS", ()):
+        add(tracker)
+
+
 def register() -> None:
-    """Enters rldk where names are looked up, now or as soon as there is such a table. May be called again."""
+    """Enters rldk where names are looked up, now or as soon as there are such tables. May be called again."""
     when_imported(REPORTERS, _enter)
+    when_imported(_TRACKERS, _offer)

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
-__all__ = ["Ending", "sweep"]
+__all__ = ["Ending", "sweep", "told_by"]
 
 logger = logging.getLogger("rldk")
 
 UNSEEN = "training left train() without on_train_end; the exception was not seen"
-_NO_TRAIN = "the program ended, and on_train_end was never called"
+_NO_TRAIN = "the program ended before the run was finished"
 _POLL_S = 1.0
 _PATIENCE_S = 10.0
 
@@ -34,14 +34,17 @@ class Ending:
     Args:
         finish: Called with a status and a reason, at most once.
         state: The trainer's state, which is another object in each call of `train()`.
+        in_train: Whether the run ends with the `train()` that it began in, if it began in one. One that is logged by
+            hand may go on after it.
     """
 
-    def __init__(self, finish: Callable[[str, str], None], state: object) -> None:
+    def __init__(self, finish: Callable[[str, str], None], state: object, *, in_train: bool = True) -> None:
         self._finish = finish
         self._state = weakref.ref(state)
         self._process = os.getpid()
         self._thread = threading.get_ident()
-        self._frame_id, self._code, self._bottom_id = _training_frame()
+        self._frame_id, self._code, self._bottom_id = _training_frame() if in_train else (None, None, None)
+        self._error_before = id(getattr(sys, "last_value", None))  # in a notebook a cell may have failed before the run
         self._done = False
         self._once = threading.Lock()  # two threads and a signal handler may notice the same end
         self.signal: str | None = None  # a signal that arrived and left the end to someone else
@@ -50,6 +53,10 @@ class Ending:
         if self._frame_id is not None:
             threading.Thread(target=self._watch, name="rldk-watch", daemon=True).start()
         _SigtermHandler.install()
+        # Anew for each run: what is registered last is called first, and so before the trackers that began before this
+        # run leave: they are still to be told how it ended.
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
 
     def release(self) -> None:
         """Stops watching: the run has ended in the ordinary way."""
@@ -93,9 +100,7 @@ class Ending:
             status, reason = ("failed", UNSEEN) if self._frame_id is not None else ("stopped", _NO_TRAIN)
             self._call("failed" if self.signal else status, self.signal or reason)
         else:
-            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            text = str(error).splitlines()
-            self._call(status, f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__)
+            self._call(*told_by(error))
 
     def _call(self, status: str, reason: str) -> None:
         alone = _finishing.acquire(timeout=_PATIENCE_S)
@@ -111,7 +116,7 @@ class Ending:
     def _uncaught(self) -> BaseException | None:
         """The exception that nobody caught, if it came through our `train()`."""
         error = getattr(sys, "last_value", None)
-        trace = getattr(error, "__traceback__", None)
+        trace = getattr(error, "__traceback__", None) if id(error) != self._error_before else None
         while trace is not None:
             # By identity: an earlier exception of a notebook may have come through another call of `train()`.
             frame = trace.tb_frame
@@ -119,6 +124,13 @@ class Ending:
                 return error
             trace = trace.tb_next
         return None
+
+
+def told_by(error: BaseException) -> tuple[str, str]:
+    """The status of a run that an exception ended, and the reason."""
+    text = str(error).splitlines()
+    reason = f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+    return "stopped" if isinstance(error, KeyboardInterrupt) else "failed", reason
 
 
 class _SigtermHandler:
@@ -186,7 +198,6 @@ def sweep(state: object) -> None:
         _finishing.release()
 
 
-@atexit.register
 def _at_exit() -> None:
     for ending in list(_watched):
         if os.getpid() == ending._process and not ending._done:

@@ -51,7 +51,7 @@ class Recorder:
         jsonl_interval: Steps between event lines; 0 for no stream.
         console_interval: Steps between console lines; 0 for none.
         resume_at: The step that a resumed run goes on from; None for a new run.
-        trackers: Where alerts go beside rldk's own files; None for nowhere.
+        trackers: Where alerts and how the run ended go beside rldk's own files; None for nowhere.
         elsewhere: As of `Monitor`.
     """
 
@@ -94,10 +94,10 @@ class Recorder:
         self._sinks: list[Sink] = [console, self._csv] if self._stream is None else [self._stream, console, self._csv]
         watched = {self._stream, console if console_interval else None}
         self._live: list[Sink] = [sink for sink in self._sinks if sink in watched]
-        self._trackers = trackers
-        if trackers is not None and trackers.names:
-            self._sinks.append(trackers)
-            self._live.append(trackers)
+        self._trackers = trackers if trackers is not None and trackers.names else None
+        if self._trackers is not None:
+            self._sinks.append(self._trackers)
+            self._live.append(self._trackers)
         self._held: list[Event] = []
         self._setup: Mapping[str, Any] | None = None
         self._first_notes: tuple[str, ...] = ()
@@ -233,6 +233,7 @@ class Recorder:
     def write_report(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Builds the report as of now and writes it. What cannot be written is still returned."""
         self._pass_on()
+        trackers = self._trackers.status() if self._trackers is not None else {}
         losses = {type(sink).__name__: sink.lost for sink in self._sinks if sink.lost}
         extra: dict[str, Any] = {
             "began": timestamp(self._began),
@@ -241,7 +242,7 @@ class Recorder:
             "skipped_values": dict(self.skipped),
             "rldk_failures": {place: dict(failure) for place, failure in self.guard.failures.items()},
             "files": {name: str(path) for name, path in self.files._asdict().items()},
-            **({"trackers": self._trackers.status()} if self._trackers is not None and self._trackers.names else {}),
+            **({"trackers": trackers} if trackers else {}),
             **self.extra,
         }
         self.report = build_report(
@@ -277,10 +278,17 @@ class Recorder:
         with self.alone():
             self._pass_on()
             for sink in self._sinks:
-                self._attempt(sink, sink.close)
+                if sink is not self._trackers:
+                    self._attempt(sink, sink.close)
             if self._alerts_file.behind:
                 self._attempt(self._alerts_file, self._alerts_file.update)
             report = self.write_report(status, reason)
+            if self._trackers is not None:
+                # After the report, since it takes as long as services of others take, and once more with what became of it.
+                alerts = [alert.to_dict() for alert in self.monitor.alerts]
+                self._attempt(self._trackers, self._trackers.summarise, report, alerts)
+                self._attempt(self._trackers, self._trackers.close)
+                report = self.write_report(status, reason)
             troubles = self.write_errors, len(self.guard.failures)
             # After the report: if the process is killed while the page is made, the report is there.
             self.write_page()

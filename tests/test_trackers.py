@@ -1,4 +1,4 @@
-"""Alerts reach the real trackers, and a tracker that fails or hangs costs the run nothing but its messages."""
+"""Alerts and the summary reach the real trackers; one that fails or hangs costs the run nothing but its messages."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import time
 import pytest
 
 from rldk.event import Alert, Event
+from rldk.report import build_report
 from rldk.sinks import trackers
 from rldk.sinks.trackers import MAX_MESSAGES, TrackerSink
+from rldk.summary import Summary
 
 EVENT = Event(1, 0.0, {"loss": 1.0})
 
@@ -24,6 +26,19 @@ def alert(code="kl_divergence", step=3, severity="warning", **more):
 
 def escalated(step=3, at=5):
     return alert(step=step, severity="critical", evidence={"escalated_from": "warning", "escalated_at": at})
+
+
+def report_of(*alerts, status="completed", folder="/home/somebody/rldk_logs"):
+    """The report of a run of three steps with these alerts, and they as they stand in their file."""
+    summary = Summary()
+    for step in range(1, 4):
+        summary.add(Event(step, float(step), {"loss": 1.0}))
+    coverage = [{"code": "kl_divergence", "state": "quiet"}, {"code": "clip_fraction", "state": "unseen"}]
+    report = build_report(
+        run_id="r", status=status, summary=summary, alerts=alerts, dropped_alerts=0, coverage=coverage,
+        extra={"files": {"page": f"{folder}/r_report.html", "alerts": f"{folder}/r_alerts.json"}},
+    )
+    return report, [alert.to_dict() for alert in alerts]
 
 
 def warnings_of(caplog):
@@ -38,6 +53,21 @@ class Writer:
 
     def add_text(self, tag, text, step):
         self.texts.append((tag, text, step))
+
+
+class Closable(Writer):
+    """One that opens another file when it is told more after it was closed, like torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.closed = False
+
+    def add_text(self, tag, text, step):
+        self.closed = False
+        super().add_text(tag, text, step)
+
+    def close(self):
+        self.closed = True
 
 
 class Hanging(Writer):
@@ -69,8 +99,9 @@ def tensorboard_sink(writer, **more):
 
 # None of them calls home from a test.
 QUIETLY = {
-    "MLFLOW_ALLOW_FILE_STORE": "true",  # the default, a database, needs SQLAlchemy
-    "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_MODE": "offline", "WANDB_SILENT": "true",
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # the default is a database, which takes seconds to set up
+    "MLFLOW_DISABLE_TELEMETRY": "true", "SWANLAB_MODE": "offline", "WANDB_ERROR_REPORTING": "false",
+    "WANDB_MODE": "offline", "WANDB_SILENT": "true",
 }
 
 # What runs in a process of its own: the libraries keep global state, and trackio reads its folder on import.
@@ -100,8 +131,8 @@ def trackio_rows(folder):
     return rows
 
 
-def wandb_records(data):
-    """The offline file's records: LevelDB's log format behind a header of 7 bytes; wandb 0.31 ships no reader."""
+def records_of(data):
+    """The records of an offline file of wandb's or SwanLab's: LevelDB's log format behind a header of 7 bytes."""
     position, whole = 7, b""
     while position + 7 <= len(data):
         if 32768 - position % 32768 < 7:  # no room for a record's header in this block
@@ -116,12 +147,38 @@ def wandb_records(data):
 
 
 def wandb_rows(folder):
+    """What the offline file holds: the alerts, and rldk's part of the summary."""
     from wandb.proto import wandb_internal_pb2
 
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    records = [wandb_internal_pb2.Record.FromString(data) for data in wandb_records(file.read_bytes())]
+    records = [wandb_internal_pb2.Record.FromString(data) for data in records_of(file.read_bytes())]
     alerts = [record.alert for record in records if record.WhichOneof("record_type") == "alert"]
-    return [(alert.title, alert.level, alert.text) for alert in alerts]
+    items = [item for record in records for item in record.summary.update]
+    summary = {item.key: json.loads(item.value_json) for item in items if item.key.startswith("rldk/")}
+    return [(alert.title, alert.level, alert.text) for alert in alerts], summary
+
+
+def mlflow_rows(database):
+    """The tags and metrics of rldk's in an SQLite store."""
+    with sqlite3.connect(database) as connection:
+        tags = dict(connection.execute("select key, value from tags where key like 'rldk.%'"))
+        metrics = dict(connection.execute("select key, value from latest_metrics where key like 'rldk.%'"))
+    connection.close()
+    return tags, metrics
+
+
+def swanlab_rows(folder):
+    """By key, the steps and texts that the offline file names, from the files beside it."""
+    from swanlab.proto.swanlab.record.v1 import record_pb2
+
+    (file,) = folder.glob("swanlog/run-*/run-*.swanlab")
+    found = {}
+    for record in (record_pb2.Record.FromString(data) for data in records_of(file.read_bytes())):
+        media = record.media
+        if media.key.startswith("rldk/"):
+            texts = [(file.parent / "media" / "text" / item.filename).read_text() for item in media.value.items]
+            found.setdefault(media.key, []).append((media.step, *texts))
+    return found
 
 
 def tensorboard_rows(folder):
@@ -158,7 +215,7 @@ def test_trackio_stores_them_with_level_and_step(run_script, tmp_path):
     assert len(rows) == MAX_MESSAGES + 1
     title, level, _, text = rows[-1]
     assert (title, level) == ("rldk: held_back", "info")
-    assert text.startswith("13 more alerts or changes of alerts came after the first 20.")
+    assert text.startswith("13 more alerts or changes of alerts were held back.")
     status = json.loads(done.stdout.splitlines()[-1])
     assert status == {"trackio": {"sent": MAX_MESSAGES + 1, "held_back": 13, "lost": 0, "error": None}}
 
@@ -170,11 +227,13 @@ def test_wandb_records_them_offline(run_script, tmp_path):
         **QUIETLY,
     )
     assert done.returncode == 0, done.stderr
-    assert wandb_rows(tmp_path) == [
+    alerts, summary = wandb_rows(tmp_path)
+    assert alerts == [
         ("rldk: kl_divergence", "WARN", FIRST),
         ("rldk: kl_divergence", "ERROR", WORSE),
         ("rldk: silence", "WARN", QUIET),
     ]
+    assert summary == {}  # there was no report
     assert json.loads(done.stdout.splitlines()[-1])["wandb"] == {"sent": 3, "held_back": 0, "lost": 0, "error": None}
 
 
@@ -213,17 +272,69 @@ def test_tensorboard_shows_them_as_text(tmp_path):
     assert sink.status()["tensorboard"]["sent"] == 2
 
 
-TRAINER = BEGIN + """
-import torch, transformers
+def test_swanlab_stores_them_as_text(run_script, tmp_path):
+    """It drops the second value of a key at one step, and is told the same as the others all the same."""
+    done = run_script(
+        BEGIN + "import swanlab\nswanlab.init(project='p')\nsink = TrackerSink(['swanlab'])\nspeak(sink, crowd=30)\n"
+        "sink.alert(t.alert('kl_divergence', 5, 'critical'))\nsink.close()\nsink.alert(t.alert('kl_divergence', -1))\n"
+        "swanlab.finish()\nsink.close()\nprint(json.dumps(sink.status()))\n",
+        **QUIETLY,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = swanlab_rows(tmp_path)
+    assert rows.pop("rldk/kl_divergence") == [
+        (3, f"**warning** {FIRST}"), (5, f"**critical** {WORSE}"), (6, f"**critical** {FIRST.replace('3', '5', 1)}"),
+    ]
+    assert rows.pop("rldk/silence") == [(6, f"**warning** {QUIET}")]
+    assert len(rows.pop("rldk/crowd")) == MAX_MESSAGES - 3
+    ((_, text),) = rows.pop("rldk/held_back")
+    assert not rows and "13 more alerts or changes of alerts were held back." in text
+    status = json.loads(done.stdout.splitlines()[-1])
+    assert status == {"swanlab": {"sent": MAX_MESSAGES + 2, "held_back": 14, "lost": 1, "error": None}}
+
+
+def test_what_a_run_that_is_gone_was_not_told_is_logged(run_script):
+    """W&B takes nothing for a run that has ended."""
+    done = run_script(
+        BEGIN + "import logging, wandb\nlogging.basicConfig()\nlogging.getLogger('rldk').setLevel('INFO')\n"
+        "with wandb.init(project='p', dir='.'):\n    sink = TrackerSink(['wandb'])\n"
+        "sink.summarise(*t.report_of())\nsink.close()\nassert sink.lost == 1\n"
+        "assert not [thread for thread in threading.enumerate() if thread.name == 'rldk-wandb']\n",
+        **QUIETLY,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "INFO:rldk:rldk: wandb has no run any more, and was not told: 1 of 2 detectors could judge" in done.stderr
+
+
+ALL = ["mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+
+MODEL = """
+import swanlab, torch, transformers
+
+swanlab.init(project="p")  # since transformers 5.23 cannot: it asks for a run, and SwanLab 0.10 raises where there is none
 
 class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
+        self.left = 10**9
 
     def forward(self, x):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("the data ran out")
         return {"loss": self.layer(x).square().mean()}
 
+def arguments():
+    return transformers.TrainingArguments(
+        "out", max_steps=4, logging_steps=1, report_to=t.ALL, use_cpu=True, save_strategy="no",
+        remove_unused_columns=False, disable_tqdm=True, run_name="n",
+    )
+
+data = [{"x": torch.ones(1)}] * 8
+"""
+
+TRAINER = BEGIN + MODEL + """
 class Callback(transformers.TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.sink = TrackerSink(args.report_to, self.writers)
@@ -246,51 +357,131 @@ class First(Callback):
     pass
 
 first, last = First(), Callback()
-arguments = transformers.TrainingArguments(
-    "out", max_steps=4, logging_steps=1, report_to=["mlflow", "tensorboard", "trackio", "wandb"], use_cpu=True,
-    save_strategy="no", remove_unused_columns=False, disable_tqdm=True, run_name="n",
-)
-data = [{"x": torch.ones(1)}] * 8
-trainer = transformers.Trainer(Model(), arguments, train_dataset=data, callbacks=[last])
+trainer = transformers.Trainer(Model(), arguments(), train_dataset=data, callbacks=[last])
 trainer.callback_handler.callbacks.insert(0, first)
 trainer.train()
 import mlflow
 (run,) = mlflow.MlflowClient().search_runs(["0"])
+swanlab.finish()  # it would have the last word
 print(json.dumps([run.data.tags, first.sink.status(), last.sink.status()]))
 """
 
 
+def places(folder):
+    """Where the trackers of a script keep what they are told."""
+    return {
+        "TRACKIO_DIR": str(folder / "trackio"), "WANDB_DIR": str(folder), "TENSORBOARD_LOGGING_DIR": str(folder / "tb"),
+        "MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(), **QUIETLY,
+    }
+
+
 def test_they_reach_the_trackers_of_a_trainer(run_script, tmp_path):
     """The callbacks of transformers begin and end the runs; rldk's may stand behind them or before them."""
-    done = run_script(
-        TRAINER, TRACKIO_DIR=str(tmp_path / "trackio"), WANDB_DIR=str(tmp_path),
-        MLFLOW_TRACKING_URI=(tmp_path / "mlruns").as_uri(), TENSORBOARD_LOGGING_DIR=str(tmp_path / "tb"), **QUIETLY,
-    )
+    done = run_script(TRAINER, **places(tmp_path))
     assert done.returncode == 0, done.stderr
     tags, *statuses = json.loads(done.stdout.splitlines()[-1])
     for status in statuses:
-        assert status == {
-            name: {"sent": 2, "held_back": 0, "lost": 0, "error": None} for name in ("mlflow", "tensorboard", "trackio", "wandb")
-        }
+        assert status == {name: {"sent": 2, "held_back": 0, "lost": 0, "error": None} for name in ALL}
     codes = ["kl_divergence", "kl_divergence", "setup", "setup"]
     assert {key for key in tags if key.startswith("rldk.")} == {"rldk.kl_divergence", "rldk.setup"}
     assert sorted(row[0] for row in trackio_rows(tmp_path / "trackio")) == [f"rldk: {code}" for code in codes]
-    assert sorted(row[0] for row in wandb_rows(tmp_path)) == [f"rldk: {code}" for code in codes]
+    assert sorted(row[0] for row in wandb_rows(tmp_path)[0]) == [f"rldk: {code}" for code in codes]
+    for rows in (tensorboard_rows(tmp_path / "tb"), swanlab_rows(tmp_path)):
+        assert {tag: len(texts) for tag, texts in rows.items()} == {"rldk/kl_divergence": 2, "rldk/setup": 2}
+
+
+RECORDED = BEGIN + MODEL + """
+import sys
+from rldk.integrations.trl import RLDKCallback
+
+model, lasts = Model(), int(sys.argv[1])
+model.left = lasts
+recorder = RLDKCallback("rldk_logs", run_id="r", alert_thresholds={"gradient_norm": 1e-9}, enable_resource_monitoring=False)
+trainer = transformers.Trainer(model, arguments(), train_dataset=data, callbacks=[recorder])
+trainer.train()
+swanlab.finish()
+"""
+
+
+def test_a_recorded_run_is_told_of_to_all(run_script, tmp_path):
+    """An alert and the summary are in what each tracker stored, MLflow's a database; the trainer's own runs have ended."""
+    folder = places(tmp_path)
+    folder["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = run_script(RECORDED, "99", **folder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "rldk_logs" / "r_final_report.json").read_text())
+    assert report["trackers"] == {name: {"sent": 2, "held_back": 0, "lost": 0, "error": None} for name in ALL}
+    (alert,) = json.loads((tmp_path / "rldk_logs" / "r_alerts.json").read_text())
+    said = f"Step 1: {alert['message']} {alert['advice']} {alert['docs']}"
+    verdict = "1 warning, still open at the end."
+    text = (
+        f"{verdict} Completed, 4 steps. Alerts: 0 critical, 1 warning, 0 info. Files: rldk_logs/r_report.html, r_alerts.json."
+    )
+    counts = {"alerts_critical": 0, "alerts_warning": 1, "alerts_info": 0}
+    words = {"verdict": verdict, "status": "completed", "report": "rldk_logs/r_report.html"}
+
+    assert trackio_rows(tmp_path / "trackio") == [
+        ("rldk: gradient_norm", "warn", 1, said), ("rldk: summary", "info", 4, text),
+    ]
+    assert wandb_rows(tmp_path) == (
+        [("rldk: gradient_norm", "WARN", said)], {f"rldk/{name}": value for name, value in {**words, **counts}.items()},
+    )
+    assert mlflow_rows(tmp_path / "mlflow.db") == (
+        {"rldk.gradient_norm": f"warning: {said}", **{f"rldk.{name}": value for name, value in words.items()}},
+        {f"rldk.{name}": value for name, value in counts.items()},
+    )
+    texts = {"rldk/gradient_norm": [(1, f"**warning** {said}")], "rldk/summary": [(4, text)]}
+    assert tensorboard_rows(tmp_path / "tb") == texts
+    assert swanlab_rows(tmp_path) == texts
+
+
+def test_a_run_that_died_is_told_of_too(run_script, tmp_path):
+    """Before the trackers' own ends at the interpreter's exit. Only SwanLab's comes earlier, at the exception."""
+    done = run_script(RECORDED, "2", **places(tmp_path))
+    assert done.returncode == 1 and "RuntimeError: the data ran out" in done.stderr
+    assert "nothing more goes to" not in done.stderr
+    report = json.loads((tmp_path / "rldk_logs" / "r_final_report.json").read_text())
+    lost = {name: entry["lost"] for name, entry in report["trackers"].items()}
+    assert lost == {"mlflow": 0, "swanlab": 1, "tensorboard": 0, "trackio": 0, "wandb": 0}
+    assert wandb_rows(tmp_path)[1]["rldk/status"] == "failed"
+    assert [path.read_text() for path in tmp_path.glob("mlruns/*/*/tags/rldk.status")] == ["failed"]
+    text = "The run failed. 1 warning, still open at the end. Failed after 2 steps: RuntimeError: the data ran out."
+    assert trackio_rows(tmp_path / "trackio")[-1][3].startswith(text)
+    assert tensorboard_rows(tmp_path / "tb")["rldk/summary"][0][1].startswith(text)
+    assert list(swanlab_rows(tmp_path)) == ["rldk/gradient_norm"]
+
+
+def test_a_healthy_run_is_told_of_once(tmp_path, monkeypatch):
+    """Not while it runs; and not again for an evaluation after it that changes nothing."""
+    import zoo  # here, since the scripts import this module, and some look for what is loaded
+
+    from rldk.integrations.trl import RLDKCallback
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    recorder = RLDKCallback("rldk_logs", run_id="r", enable_resource_monitoring=False)
+    trainer = zoo.trainer("sft", tmp_path, callbacks=[recorder], max_steps=2, report_to=["tensorboard"])
+    trainer.train()
+    trainer.evaluate()
     rows = tensorboard_rows(tmp_path / "tb")
-    assert {tag: len(texts) for tag, texts in rows.items()} == {"rldk/kl_divergence": 2, "rldk/setup": 2}
+    assert list(rows) == ["rldk/summary"]
+    ((step, text),) = rows["rldk/summary"]
+    assert step == 2 and "could judge this run, and found nothing. Completed, 2 steps." in text
+    assert recorder.report["trackers"]["tensorboard"] == {"sent": 1, "held_back": 0, "lost": 0, "error": None}
 
 
 def test_a_stray_module_of_that_name_is_one_warning(run_script, tmp_path):
-    """A file trackio.py, such as transformers takes for the real one."""
+    """A file trackio.py, such as transformers takes for the real one. None, if nobody asked for trackio."""
     (tmp_path / "trackio.py").write_text("def init(**kwargs): ...\n")
     done = run_script(
         "import logging, trackio, test_trackers as t\nfrom rldk.sinks.trackers import TrackerSink\nlogging.basicConfig()\n"
         "sink = TrackerSink(['trackio'], kept_in='here.json')\nsink.alert(t.alert())\nsink.alert(t.alert())\nsink.close()\n"
         "assert sink.lost == 2\n"
+        "unasked = TrackerSink(['trackio'], asked=False)\nunasked.alert(t.alert())\nunasked.close()\n"
+        "assert unasked.lost == 0 and unasked.status() == {}\n"
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
-        "WARNING:rldk:rldk: no more alerts go to trackio (AttributeError: module 'trackio' has no attribute "
+        "WARNING:rldk:rldk: nothing more goes to trackio (AttributeError: module 'trackio' has no attribute "
         "'context_vars'). Training is not affected; all alerts are in here.json.\n"
     )
 
@@ -299,12 +490,13 @@ def test_nothing_is_imported_or_started(run_script):
     """Not what the run does not report to, not what is not loaded, and no run where there is none."""
     done = run_script(
         "import sys, threading, test_trackers as t\nfrom rldk.sinks.trackers import TrackerSink\n"
-        "sink = TrackerSink(['trackio', 'wandb', 'mlflow', 'tensorboard', 'comet_ml'])\nsink.alert(t.alert())\n"
-        "assert not {'trackio', 'wandb', 'mlflow', 'tensorboard', 'torch'} & set(sys.modules)\n"
-        "import wandb, mlflow\nsys.modules['trackio'] = None\nsink.alert(t.alert())\nsink.write(t.EVENT)\nsink.close()\n"
-        "assert wandb.run is None and mlflow.active_run() is None\n"
+        "had = set(sys.modules)\n"
+        "sink = TrackerSink([*t.ALL, 'comet_ml'])\nsink.alert(t.alert())\nassert set(sys.modules) == had\n"
+        "import wandb, mlflow, swanlab\nsys.modules['trackio'] = None\nsink.alert(t.alert())\nsink.write(t.EVENT)\n"
+        "sink.summarise(*t.report_of())\nsink.close()\n"
+        "assert wandb.run is None and mlflow.active_run() is None and not swanlab.has_run()\n"
         "assert not [thread for thread in threading.enumerate() if thread.name.startswith('rldk-')]\n"
-        "assert sink.lost == 0\n", **QUIETLY,
+        "assert sink.lost == 0 and sink.status() == {}\n", **QUIETLY,
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -342,6 +534,44 @@ def test_an_evaluation_after_training_may_still_alert():
     assert [text.split()[1] for text in told] == ["2", "3"]
 
 
+def test_what_came_first_does_not_keep_what_is_worse_from_coming():
+    """Infos take half of the room, and critical alerts find more."""
+    writer = Writer()
+    sink = tensorboard_sink(writer)
+    for severity in ("info", "warning", "critical"):
+        for step in range(25):
+            sink.alert(alert(severity, step, severity))
+    sink.close()
+    codes = [tag.removeprefix("rldk/") for tag, _, _ in writer.texts]
+    assert codes == ["info"] * 10 + ["warning"] * 10 + ["critical"] * 10 + ["held_back"]
+    assert "45 more alerts or changes of alerts were held back, 15 of them critical." in writer.texts[-1][1]
+    assert sink.status()["tensorboard"]["held_back"] == 45
+
+
+def test_the_summary_is_told_again_only_if_the_outcome_changed():
+    writer = Writer()
+    sink = tensorboard_sink(writer)
+    for report in (report_of(), report_of(), report_of(escalated()), report_of(escalated(), status="failed")):
+        sink.summarise(*report)
+        sink.close()
+    texts = [text for _, text, _ in writer.texts]
+    assert [tag for tag, _, _ in writer.texts] == ["rldk/summary"] * 3
+    assert "Alerts: 0 critical" in texts[0] and "Alerts: 1 critical" in texts[1] and "The run failed." in texts[2]
+    assert all(text.endswith("Files: rldk_logs/r_report.html, r_alerts.json.") for text in texts)
+
+
+def test_no_path_leaves_the_machine():
+    """A tracker may be public, and the path of a home folder names its owner."""
+    writer = Writer()
+    sink = tensorboard_sink(writer, kept_in="/home/somebody/rldk_logs/r_alerts.json")
+    for step in range(MAX_MESSAGES + 1):
+        sink.alert(alert(step=step))
+    sink.summarise(*report_of())
+    sink.close()
+    assert [tag for tag, _, _ in writer.texts[-2:]] == ["rldk/held_back", "rldk/summary"]
+    assert "somebody" not in str(writer.texts)
+
+
 def test_a_tracker_that_hangs_holds_nobody_up(caplog, monkeypatch):
     """Neither the training, nor the end beyond its bound, nor the other trackers."""
     monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.5)
@@ -357,7 +587,7 @@ def test_a_tracker_that_hangs_holds_nobody_up(caplog, monkeypatch):
     sink.close()
     assert time.monotonic() - began < 0.2
     assert warnings_of(caplog) == [
-        "rldk: no more alerts go to tensorboard (not done with 21 alerts within 0.5 s). Training is not affected; all "
+        "rldk: nothing more goes to tensorboard (not done with 21 messages within 0.5 s). Training is not affected; all "
         "alerts are in here.json."
     ]
     assert sink.lost == MAX_MESSAGES + 1
@@ -397,19 +627,22 @@ def test_writers_that_cannot_be_had_are_a_failure_too(caplog):
     assert sink.lost == 1
 
 
-def test_the_count_of_what_was_held_back_is_logged_where_the_run_is_gone(caplog):
-    """The trainer closes TensorBoard's writer before the callbacks behind its own."""
-    caplog.set_level(logging.INFO, "rldk")
-    writers = [Writer()]
+def test_a_writer_that_was_closed_still_hears_the_end():
+    """The trainer closes TensorBoard's writer before the callbacks behind its own. Nothing of it is left open."""
+    writers = [Closable()]
     sink = TrackerSink(["tensorboard"], lambda: writers)
     for step in range(MAX_MESSAGES + 5):
         sink.alert(alert(step=step))
+    for _ in range(100):
+        if sink.status()["tensorboard"]["sent"] == MAX_MESSAGES:
+            break
+        time.sleep(0.05)
     writer = writers.pop()
+    writer.closed = True
+    sink.summarise(*report_of())
     sink.close()
-    sink.close()
-    assert len(writer.texts) == MAX_MESSAGES
-    (record,) = caplog.records
-    assert "5 more alerts or changes of alerts came after the first 20." in record.getMessage()
+    assert [tag for tag, _, _ in writer.texts[MAX_MESSAGES:]] == ["rldk/held_back", "rldk/summary"]
+    assert writer.closed
     assert not [thread for thread in threading.enumerate() if thread.name == "rldk-tensorboard"]
 
 
