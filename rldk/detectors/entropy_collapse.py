@@ -14,6 +14,7 @@ _HUGE = 1e100
 _SAMPLERS = frozenset({"grpo", "rloo", "ppo", "online_dpo"})
 _BASELINE = 10  # logs in which the highest level is the one that is held against
 _FEW = 0.01  # nats a token: one token in hundreds is still drawn
+_CONTINUOUS = -1e-3  # below this it is no rounding: tokens have an entropy of zero at least
 
 
 class EntropyCollapse(Detector):
@@ -29,7 +30,8 @@ class EntropyCollapse(Detector):
     `learning_rate`, a raised `beta`.
     False alarms: most of the entropy goes in the first hundreds of steps of a healthy run, while the reward rises; levels
     differ by model (public GRPO runs: 0.1 to 0.8), so none is used but the last. PPO's sum over the sequence
-    (`entropy_seq`) counts padding and is not looked at.
+    (`entropy_seq`) counts padding and is not looked at, nor is a run whose entropy has been negative: its actions are
+    continuous.
     Sources: Cui et al. 2025 (arXiv 2505.22617); DAPO (clip-higher); rldoctor's lesson that decay with a rising reward is
     convergence. Lengths and shares chosen here, on runs of tiny models.
 
@@ -59,6 +61,7 @@ class EntropyCollapse(Detector):
         self._lower = 0
         self._nothing = 0
         self._open = False
+        self._continuous = False
 
     def judge(self, event: Event) -> Answer:
         """Two signals: the entropy against its start, and the reward."""
@@ -66,6 +69,10 @@ class EntropyCollapse(Detector):
         value = metrics.get("entropy_mean")
         if value is None:
             return ABSENT
+        if value < _CONTINUOUS:
+            self._continuous = True
+        if self._continuous:
+            return FINE  # the entropy of a density, which has no lowest value
         reward = metrics.get("reward_mean")
         if event.model_info.get("trainer") not in _SAMPLERS and reward is None and self._reward.count == 0:
             return ABSENT
@@ -134,4 +141,5 @@ class EntropyCollapse(Detector):
         yield Example("decays while the reward rises", rows(decay, [step / 200 for step in range(200)]), [])
         low = [0.12 * (1.0 + 5 * wave[step % 5]) for step in range(200)]
         yield Example("low from the start", rows(low, [wave[step % 5] for step in range(200)]), [])
+        yield Example("continuous actions", rows([2.0 - 0.1 * step for step in range(60)], [wave[step % 5] for step in range(60)]), [])
         yield Example("fine-tuning, which does not sample", [{"entropy_mean": value, "loss": 1.0} for value in falls], [])

@@ -22,7 +22,7 @@ class ZeroLoss(Detector):
     When it fires: the loss was above 0.001 in every log so far (`warmup` of them at least), then exactly 0.0 for
     `patience` logs in a row, while `grad_norm` is not a positive finite number.
     What to do: as for NaN: stop, resume from the last clean checkpoint, and set `logging_nan_inf_filter=False`.
-    False alarms: GRPO and RLOO losses are centred at zero, change sign, and so never arm it; a loss that converges to
+    False alarms: a loss of exactly zero that somebody logs by hand, without a `grad_norm`, is not judged. GRPO and RLOO losses are centred at zero, change sign, and so never arm it; a loss that converges to
     zero has a positive `grad_norm` and passes through small values first.
     Sources: transformers issue 13619, TRL issue 6702; measured on real trainers.
 
@@ -64,6 +64,8 @@ class ZeroLoss(Detector):
         gradient = event.metrics.get("grad_norm")
         if not self._armed or (gradient is not None and 0.0 < gradient < float("inf")):
             return FINE if self._armed else WARMING
+        if gradient is None and event.model_info.get("trainer", "generic") == "generic":
+            return FINE  # a loop of one's own, whose hinge or rounded loss may well be zero: transformers logs a norm
         self._zeros += 1
         if self._zeros < self.patience:
             return FINE
@@ -85,3 +87,5 @@ class ZeroLoss(Detector):
         yield Example("converged", learning + [{"loss": 0.0, "grad_norm": 1e-5}] * 20, [])
         yield Example("centred at zero", [{"loss": (-1) ** step * 1e-8, "grad_norm": 1.0} for step in range(9)]
                       + [{"loss": 0.0, "grad_norm": 0.0}] * 9, [])
+        by_hand = [{"loss": 3.0 - 0.1 * step} for step in range(10)]
+        yield Example("a hinge loss, logged by hand", by_hand + [{"loss": 0.0}] * 9, [])
