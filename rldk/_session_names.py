@@ -9,12 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .metrics import canonical_names
-
-__all__ = ["OF_ANYTHING", "as_typed", "evaluation_name", "plain_name", "renamed", "whole"]
-
-# What any classifier logs; among TRL's trainers it would be one of preferences.
-OF_ANYTHING = ("accuracy", "eval_accuracy")
+__all__ = ["evaluation_name", "plain_name", "renamed", "whole"]
 
 
 def renamed(metrics: Mapping[Any, Any], rename: Callable[[Any], Any]) -> dict[Any, Any]:
@@ -41,12 +36,6 @@ def plain_name(name: Any) -> Any:
         if name.startswith("eval/"):
             return f"eval_{name[len('eval/'):]}"
     return name
-
-
-def as_typed(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The names that a person types, canonical; but an accuracy need not be one of preferences, which it is judged as."""
-    named = canonical_names({name: value for name, value in metrics.items() if name not in OF_ANYTHING})
-    return {**named, **{name: value for name, value in metrics.items() if name in OF_ANYTHING}}
 
 
 def whole(value: Any) -> int | None:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 __all__ = [
-    "HEADLINE", "METRICS", "SYNONYMS", "Metric", "canonical_name", "canonical_names", "headline", "lookup", "nearest",
-    "of_the_machine",
+    "HEADLINE", "METRICS", "OF_ANYTHING", "SYNONYMS", "Metric", "canonical_name", "canonical_names", "headline", "lookup", "nearest",
+    "of_the_machine", "typed_names",
 ]
 
 _V = TypeVar("_V")
@@ -184,6 +184,9 @@ SYNONYMS: dict[str, str] = {
     "reward": "reward_mean",
 }
 
+# What any classifier logs; among TRL's trainers it is one of preferences.
+OF_ANYTHING = ("accuracy", "eval_accuracy")
+
 # Families of names that carry a name of the user's: one reward function each. TRL 0.23 logs NaN, and 1.x None, for a
 # function that returned None for every sample of the batch, which is how multi-task rewards are written.
 _REWARD_FUNCTION = Metric(
@@ -279,6 +282,19 @@ def canonical_names(metrics: Mapping[str, _V]) -> dict[str, _V]:
         name = canonical_name(given)
         named[given if name != given and (name in metrics or name in named) else name] = value
     return named
+
+
+def typed_names(metrics: Mapping[str, _V]) -> dict[str, _V]:
+    """`canonical_names` of what somebody logs by hand, whatever they train.
+
+    Their accuracy stays as it is: it need not be one of preferences, which it would be judged as.
+
+    Example:
+        >>> typed_names({"kl": 0.1, "accuracy": 0.9})
+        {'kl_mean': 0.1, 'accuracy': 0.9}
+    """
+    named = canonical_names({name: value for name, value in metrics.items() if name not in OF_ANYTHING})
+    return {**named, **{name: value for name, value in metrics.items() if name in OF_ANYTHING}}
 
 
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:

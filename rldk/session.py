@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ._files import read_object
 from ._guard import Guard, guarded
-from ._session_names import OF_ANYTHING, as_typed, evaluation_name, plain_name, renamed, whole
+from ._session_names import evaluation_name, plain_name, renamed, whole
 from ._session_plan import choose
 from .checkpoints import CheckpointAnalyser
 from .detectors import make_detectors
@@ -28,6 +28,7 @@ from .environment import describe, git_commit, redact
 from .event import Alert, Event, timestamp
 from .hub import CLOSE_SECONDS, HURRY_SECONDS, HubDataset, check_dataset_id
 from .lifecycle import Ending, told_by
+from .metrics import OF_ANYTHING, typed_names
 from .recorder import Recorder
 from .resources import ResourceSampler
 from .runfiles import RunFiles, check_path
@@ -322,7 +323,7 @@ class Session:
             self._recognise(logs)
         told, metrics, skipped = self._vocabulary.translate(logs)
         if self._vocabulary.family.name == "generic":
-            metrics = as_typed(metrics)
+            metrics = typed_names(metrics)
         for name, why in skipped.items():
             self._skipped.setdefault(name, why)
         if logs or notes:

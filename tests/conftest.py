@@ -12,9 +12,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio-"))  # it reads this once, on its import
 
 ROOT = Path(__file__).resolve().parents[1]
 

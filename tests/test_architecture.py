@@ -17,14 +17,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first; a module imports only from rows below its own (or its own).
 ROWS = (
-    ("exceptions", "_registry", "_guard", "_register", "text"),
+    ("exceptions", "_registry", "_guard", "_bounded", "_register", "text"),
     ("event", "metrics"),
     ("vocabulary", "detectors"),
-    ("_files", "emit", "sinks", "summary", "report", "runfiles", "environment", "follow", "live_view"),
-    ("monitor", "alerts_file", "recorder", "resources", "checkpoints", "lifecycle", "timeline", "silence"),
+    ("_files", "emit", "sinks", "summary", "report", "runfiles", "environment", "follow", "live_view", "remote"),
+    ("monitor", "alerts_file", "recorder", "resources", "checkpoints", "lifecycle", "timeline", "silence",
+     "hub", "_hub_manners", "_hub_uploads", "_outbox"),
     ("adapters",),
-    ("frame", "ingest", "_judging", "rebuild", "replay", "runs", "loaded", "live", "_compared", "compare", "model_card", "ppo"),
-    ("integrations",),
+    ("frame", "ingest", "_judging", "rebuild", "replay", "runs", "_session_names", "_session_plan", "session", "loaded", "live", "_compared", "compare", "model_card", "ppo"),
+    ("integrations", "trackio"),
     ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(ROWS) for name in names}

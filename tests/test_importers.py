@@ -341,6 +341,19 @@ for value in (1.0, 2.0):
     watched.close()
 
 
+@pytest.mark.parametrize("arguments, names", [({"lr": 0.1}, ["kl_mean", "reward_mean"]), ({"logging_steps": 1}, ["kl", "reward"])])
+def test_a_loop_of_ones_own(arguments, names, tmp_path):
+    """Its names are read as `rldk.trackio` records them; those of a trainer as `RLDKCallback` does."""
+    script(tmp_path, f"""
+import trackio
+trackio.init(project="shop", name="mine", config={arguments})
+for step in (1, 2):
+    trackio.log({{"loss": 0.1, "kl": 0.2, "reward": 0.3}}, step=step)
+trackio.finish()
+""")
+    assert sorted(ingest_runs(tmp_path / "trackio").columns[4:]) == [*names[:1], "loss", *names[1:]]
+
+
 def test_two_names_of_one_metric_in_wandb(tmp_path):
     """The names of a row come shuffled; each row has the learning rate once, under one name."""
     script(tmp_path, """

@@ -162,6 +162,12 @@ class TestFlexible:
         assert list(frame["wall_time"]) == [0.0, 0.5, 1.0]
         assert list(frame["kl_mean"]) == [0, 1, 2]
 
+    def test_what_a_person_types_in_flat_lines(self, tmp_path):
+        """Where no trainer is recognised, `kl` and `reward` are the canonical ones; an accuracy may be of anything."""
+        rows = [{"step": i, "loss": 1.0, "reward": 0.5, "kl": 0.1, "accuracy": 0.9, "learning_rate": 1e-5} for i in range(3)]
+        frame = ingest_runs(write(tmp_path / "x.jsonl", *rows))
+        assert {"loss", "reward_mean", "kl_mean", "accuracy", "lr"} <= set(frame.columns)
+
     def test_synonyms_that_meet(self, tmp_path):
         """Columns that would get one name keep their own instead."""
         frame = ingest_runs(write(tmp_path / "x.jsonl", {"step": 1, "clipfrac": 0.1, "clip_fraction": 0.2}))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ..environment import redact
 from ..event import Event
+from ..metrics import typed_names
 from ..vocabulary import Vocabulary, recognise
 from ._base import Adapter, Survey
 from ._flat import flat_events
@@ -34,6 +35,8 @@ _OURS = frozenset({"step", "global_step", "wall_time"})
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NUMBERS = (float, int, bool, type(None))
 _LONGEST = 500
+# An argument that each trainer of transformers has.
+_TRAINERS = "logging_steps"
 # What transformers says to trackio of the config, which takes it for a part of it.
 _NO_ARGUMENT = "allow_val_change"
 
@@ -127,6 +130,8 @@ class Tracked(Adapter):
         family = recognise(key for _, row in first for key in row)
         vocabulary = Vocabulary(family, None, _usable(run.arguments) if run.arguments else None)
         info: dict[str, Any] = {"run_id": name} if name else {}
+        # A loop of one's own calls things as it likes; a trainer's names are those that it has live.
+        own = family.name == "generic" and _TRAINERS not in run.arguments
         seed = run.arguments.get("seed")
         rng = {"seed": seed} if type(seed) is int else {}
         began: float | None = None
@@ -143,7 +148,8 @@ class Tracked(Adapter):
             if phase == "train" and len(event.metrics) == 1 and "epoch" in event.metrics:
                 phase = "summary"  # what is left of a trainer's last log where a tracker got it without its totals
             since = round(event.wall_time - began, 6)
-            yield event._replace(phase=phase, wall_time=since, rng=rng, model_info={"trainer": family.name, **info, **more})
+            metrics = typed_names(event.metrics) if own else event.metrics
+            yield event._replace(metrics=metrics, phase=phase, wall_time=since, rng=rng, model_info={"trainer": family.name, **info, **more})
 
 
 class _Named:

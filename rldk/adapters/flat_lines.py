@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..event import Event
+from ..metrics import typed_names
 from ..vocabulary import Vocabulary, families, recognise
 from ._base import Adapter, Feed
 from ._flat import STEP_NAMES, FlatFeed, flat_events
@@ -31,8 +32,15 @@ class FlatLines(Adapter):
 
     def events(self) -> Iterator[Event]:
         """Yields an event a line."""
-        yield from flat_events(read_records(self.path, self.damage), self.damage.add, self.field_map)
+        yield from map(_named, flat_events(read_records(self.path, self.damage), self.damage.add, self.field_map))
 
     def feed(self) -> Feed | None:
         """A line is an event; the first lines tell the trainer."""
-        return FlatFeed(self.damage.add, self.field_map)
+        return FlatFeed(self.damage.add, self.field_map, _named)
+
+
+def _named(event: Event) -> Event:
+    """Where no trainer is recognised, the names are a person's, who may have typed `kl`."""
+    if event.model_info.get("trainer") != "generic":
+        return event
+    return event._replace(metrics=typed_names(event.metrics))

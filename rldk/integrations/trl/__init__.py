@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import _compat
@@ -43,6 +44,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        trackio = sys.modules.get("trackio")
+        if trackio is not None and getattr(trackio, "__spec__", None) is None:
+            # Somebody's stand-in, at which the import of accelerate would fail.
+            importlib.import_module("rldk.trackio").ensure_trackio(create=False)
         try:
             importlib.import_module("transformers")
         except ImportError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...checkpoints import CheckpointAnalyser
 from ...detectors import make_detectors
 from ...event import Alert, Event, timestamp
+from ...hub import CLOSE_SECONDS, HURRY_SECONDS, HubDataset
 from ...lifecycle import Ending
 from ...recorder import Recorder
 from ...resources import ResourceSampler
@@ -41,6 +42,7 @@ class ActiveRun:
     silence: Silence
     sampler: ResourceSampler | None
     checkpoints: CheckpointAnalyser | None
+    hub: HubDataset | None
 
     def __init__(
         self, callback: RLDKCallback, args: Any, state: Any, plan: RunPlan, model: Any, training: bool
@@ -76,6 +78,7 @@ class ActiveRun:
         manifest = build_manifest(args, plan, self.reader, model, callback.tags, callback.settings())
         self.recorder.extra.update(began=manifest["created"], environment=manifest["environment"])
         self.recorder.write_manifest(manifest)
+        self.hub = guard.call("hub", self._dataset, args, plan) if callback.hub_dataset_id is not None else None
         if plan.note:
             self.recorder.record(self.reader.make(plan.resume_at or 0, {}, "train", (plan.note,)))
         # Rows of a training batch, over all processes and accumulation steps.
@@ -96,6 +99,8 @@ class ActiveRun:
         self._state = weakref.ref(state)
         self._last_log = time.perf_counter()
         self.recorder.write_report("running")
+        if self.hub is not None:
+            self._callback.guard.call("hub", self.hub.start)
         self.ending = Ending(callback._finish, state)
         self.silence = Silence(self._patience, self._silent, callback.guard)
         self.sampler = None
@@ -103,6 +108,14 @@ class ActiveRun:
             self.sampler = ResourceSampler(callback.guard)
             self.sampler.start()
         self.checkpoints = CheckpointAnalyser(callback.guard) if callback.enable_checkpoint_analysis else None
+
+    def _dataset(self, args: Any, plan: RunPlan) -> HubDataset:
+        """The dataset that the run's files go to, with the trainer's own wishes for repositories."""
+        assert self._callback.hub_dataset_id is not None
+        return HubDataset(
+            self._callback.hub_dataset_id, plan.files, plan.run_id, private=getattr(args, "hub_private_repo", None),
+            token=getattr(args, "hub_token", None), resumed=plan.resume_at is not None,
+        )
 
     def judge_setup(self, args: Any, state: Any, hook: Mapping[str, Any]) -> list[Alert]:
         """Judges what is known before the first step, samples the weights, and asks the optimizer for PPO's gradients."""
@@ -220,9 +233,23 @@ class ActiveRun:
             if self.checkpoints.missed or not done:
                 self.recorder.extra["checkpoints_not_analysed"] = self.checkpoints.missed + (not done)
             self.checkpoints = None
-        self.recorder.close(status, reason)
+        self.write(status, reason)
         self._plan.release()
         return changed
+
+    def write(self, status: str, reason: str | None) -> None:
+        """Writes all files of a run that has ended, and sends them where they are to go."""
+        hub = self.hub
+        if hub is None:
+            self.recorder.close(status, reason)
+            return
+        self.recorder.extra["hub"] = hub.status()
+        self.recorder.close(status, reason)
+        hurry = status == "failed" or reason == "SIGTERM"
+        self._callback.guard.call("hub", hub.close, HURRY_SECONDS if hurry else CLOSE_SECONDS)
+        # The Hub's copy says what was known before its last upload, the one here what became of that.
+        self.recorder.extra["hub"] = hub.status()
+        self.recorder.write_report(status, reason)
 
 
 def _writers_of(trainer: Any) -> Callable[[], list[Any]]:

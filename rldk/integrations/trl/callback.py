@@ -20,12 +20,15 @@ from ...detectors import detector_classes, make_detectors
 from ...emit import check_tags
 from ...event import Alert, Severity
 from ...exceptions import ConfigurationError, TrainingStopped
+from ...hub import check_dataset_id
 from ...lifecycle import sweep
 from ...metrics import nearest
 from ...report import render_text
 from ...runfiles import RunFiles, check_path, check_run_id
+from ...trackio._install import guard_reporter
 from ._active import ActiveRun
 from ._resume import check_new, plan_run
+from ._setup import trainer_of
 from ._stop import StopRule, ignores_stop, several_processes, stop
 
 __all__ = ["RLDKCallback"]
@@ -64,10 +67,14 @@ class RLDKCallback(TrainerCallback):
             checkpoint.
         resume: Whether `run_id` names a run that is being resumed. By default this is told by the trainer's state;
             True allows existing files without looking for checkpoints, False never does.
+        hub_dataset_id: A dataset on the Hugging Face Hub, `user/name` or `name`, that the run's files go to: now, every five
+            minutes, and at the end, which may wait for it, 30 seconds at most. Made if it does not exist, private if
+            `hub_private_repo` of the trainer's arguments says so, with their `hub_token`. Nothing is sent unless asked for
+            here. A Hub that cannot be reached is one warning.
 
     Raises:
-        ConfigurationError: At construction, for a bad `run_id` or path, an unknown threshold or detector code, or a bad
-            interval; the message shows the value.
+        ConfigurationError: At construction, for a bad `run_id`, path or `hub_dataset_id`, an unknown threshold or detector
+            code, or a bad interval; the message shows the value.
         RunExistsError: At construction, if files of the given `run_id` exist and no checkpoint could be resumed from.
 
     Example:
@@ -94,6 +101,7 @@ class RLDKCallback(TrainerCallback):
         on_alert: Callable[[Alert], object] | None = None,
         stop_on: str | Iterable[str] | None = None,
         resume: bool | None = None,
+        hub_dataset_id: str | None = None,
     ) -> None:
         self.output_dir = check_path("output_dir", output_dir, folder=True)
         self.log_interval = _steps("log_interval", log_interval, 0)
@@ -106,6 +114,7 @@ class RLDKCallback(TrainerCallback):
         self.event_log_path = None if event_log_path is None else check_path("event_log_path", event_log_path)
         self.tags = check_tags(tags)
         self.resume = resume
+        self.hub_dataset_id = None if hub_dataset_id is None else check_dataset_id(hub_dataset_id)
         if on_alert is not None and not callable(on_alert):
             raise ConfigurationError(f"on_alert must be callable; got {on_alert!r}")
         self.on_alert = on_alert
@@ -119,6 +128,7 @@ class RLDKCallback(TrainerCallback):
         self._leaving = False
         self._given_up = False
         self._active: ActiveRun | None = None
+        guard_reporter()
 
     # What a person asks for
 
@@ -161,9 +171,20 @@ class RLDKCallback(TrainerCallback):
     # Hooks
 
     @guarded
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mends what would end the training before it is under way."""
+        self._mend_trackio(args, state)
+
+    def _mend_trackio(self, args: Any, state: Any) -> None:
+        from ._trackio import guard_trainer  # here, since it imports transformers' trackers, as a trainer does
+
+        guard_trainer(args, trainer_of(state))
+
+    @guarded
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the run, or goes on with it after a resume."""
         self._wish, self._leaving = 0, False  # of an earlier training, which may have died before it heeded them
+        self._mend_trackio(args, state)  # again: a trainer that this was added to later has not called on_init_end
         if state.is_world_process_zero:
             self._begin(args, state, kwargs, training=True)
             active = self._active
@@ -263,7 +284,7 @@ class RLDKCallback(TrainerCallback):
 
     def _report_again(self, active: ActiveRun) -> None:
         report = active.recorder.report or {}
-        active.recorder.close(report.get("status", "completed"), report.get("reason"))
+        active.write(report.get("status", "completed"), report.get("reason"))
 
     def _act(self, args: Any, control: Any, active: ActiveRun, changed: list[Alert]) -> None:
         """Does what the user asked for on alerts."""

@@ -6,11 +6,9 @@ run: about 0.1 s, and without torch, from TRL 0.29 on, whose package is lazy; 2 
 
 from __future__ import annotations
 
-import ast
 import glob
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
@@ -22,6 +20,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier
 
+from ._stray import is_own, names_in, spec_of, where
 from .known_issues import in_force, matches
 
 __all__ = ["check_trl_compatibility"]
@@ -62,7 +61,7 @@ def check_trl_compatibility(probe: bool = False) -> dict[str, Any]:
 
 def _fill(report: dict[str, Any], probe: bool) -> None:
     report["version"], report["transformers"] = _version("trl"), _version("transformers")
-    spec = _spec("trl")
+    spec = spec_of("trl")
     if spec is None and report["version"] is None:
         _say(report, "TRL is not installed", "pip install trl")
     else:
@@ -107,7 +106,7 @@ def _look_at_trl(report: dict[str, Any], spec: ModuleSpec | None, probe: bool) -
     elif spec is not None and spec.origin is None:
         report["trl_available"] = False
         _say(
-            report, f"a folder named trl, without __init__.py, is found in place of TRL: {_where(spec)}",
+            report, f"a folder named trl, without __init__.py, is found in place of TRL: {where(spec)}",
             "rename the folder or start Python elsewhere",
         )
     for unmet in _unmet_requirements():
@@ -190,7 +189,7 @@ def _has_module(name: str, folders: list[str]) -> bool:
 def _machine(trl: str | None, probe: bool) -> dict[str, bool]:
     """The facts that rows ask for in `machine`."""
     return {
-        "no_requests": _spec("requests") is None,
+        "no_requests": spec_of("requests") is None,
         "stray_trackio": _stray_trackio(trl) is not None,
         "no_bf16_device": _no_bf16_device(probe),
     }
@@ -198,7 +197,7 @@ def _machine(trl: str | None, probe: bool) -> dict[str, bool]:
 
 def _no_bf16_device(probe: bool) -> bool:
     """Whether it is certain that transformers will find no device with bf16."""
-    if _spec("torch") is None or _spec("torch_xla") is not None:
+    if spec_of("torch") is None or spec_of("torch_xla") is not None:
         return False
     if probe:
         try:
@@ -227,54 +226,21 @@ def _stray_trackio(trl: str | None) -> str | None:
         if module is None:
             return None  # blocked on purpose: to everybody it is not installed
         missing = [name for name in needed if not hasattr(module, name)]
-        place = _where(getattr(module, "__spec__", None))
+        place = where(getattr(module, "__spec__", None))
         return f"the loaded module trackio has no {', '.join(missing)}: {place}" if missing else None
-    spec = _spec("trackio")
+    spec = spec_of("trackio")
     if spec is None or spec.origin in ("built-in", "frozen"):
         return None
     if spec.origin is None:
-        return f"a folder without __init__.py is found as the module trackio: {_where(spec)}"
+        return f"a folder without __init__.py is found as the module trackio: {where(spec)}"
     source = Path(spec.origin)
-    if _is_of_distribution(source) or source.suffix != ".py":
+    if is_own("trackio", source) or source.suffix != ".py":
         return None
-    has = _names_in(source)
+    has = names_in(source)
     if has is None:
         return f"the file found as the module trackio cannot be read as Python: {source}"
     missing = [] if "*" in has else [name for name in needed if name not in has]
     return f"the file found as the module trackio has no {', '.join(missing)}: {source}" if missing else None
-
-
-def _is_of_distribution(source: Path) -> bool:
-    """Whether a file is the one that the installed package trackio put there."""
-    try:
-        own = importlib.metadata.distribution("trackio").locate_file("trackio/__init__.py")
-        return os.path.realpath(str(own)) == os.path.realpath(source)
-    except Exception:  # noqa: BLE001  # not installed, or with metadata that cannot be read: then it is not known to be the package's
-        return False
-
-
-def _names_in(source: Path) -> set[str] | None:
-    """The names that a module's source gives itself, submodules included, `*` if that cannot be told; None if unreadable."""
-    try:
-        tree = ast.parse(source.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return None
-    names: set[str] = set()
-    if source.name == "__init__.py":
-        names.update(path.stem for path in source.parent.glob("*.py"))
-        names.update(path.parent.name for path in source.parent.glob("*/__init__.py"))
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names.add("*" if node.name == "__getattr__" else node.name)
-            continue  # what is inside is not the module's
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        waiting.extend(ast.iter_child_nodes(node))
-    return names
 
 
 # What is installed, asked with care
@@ -290,17 +256,3 @@ def _version(package: str) -> str | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _spec(module: str) -> ModuleSpec | None:
-    """Where a top-level module would be imported from; imports nothing."""
-    try:
-        return importlib.util.find_spec(module)
-    except Exception:  # noqa: BLE001  # a module without a spec, or an import hook that raises: it cannot be found
-        return None
-
-
-def _where(spec: ModuleSpec | None) -> str:
-    if spec is None:
-        return "made by a program"
-    return spec.origin or ", ".join(spec.submodule_search_locations or ()) or "unknown place"

@@ -234,8 +234,9 @@ KNOWN_ISSUES = (
         "report_to=\"trackio\" (transformers 4.57: with report_to left at its default too). TRL 0.29 and newer: "
         "ImportError: cannot import name 'context_vars' from 'trackio', at the first checkpoint, whatever report_to says.",
         remedy="A file or folder named trackio is found in place of the package: rename or remove it. Installing the "
-        "package (pip install trackio) helps only against a folder without __init__.py.",
-        evidence="measured on TRL 0.23.1 and 1.16.0",
+        "package (pip install trackio) helps only against a folder without __init__.py. A trainer with RLDKCallback trains "
+        "all the same; where the import of TRL itself fails, call rldk.trackio.install() before it.",
+        cure="RLDKCallback", evidence="measured on TRL 0.23.1 and 1.16.0",
     ),
     # Numbers that mean something else
     Issue(
