@@ -503,6 +503,12 @@ class TestZeroLoss:
         logs = [{"loss": 2.0}] * 5 + [{"loss": 0.0} if gradient is None else {"loss": 0.0, "grad_norm": gradient}] * 5
         assert play(Monitor([CLASSES["zero_loss"]()]), logs)[0] == [8]
 
+    def test_a_loop_of_ones_own_may_reach_zero(self):
+        """Without a norm of the gradient, as transformers logs it, an unknown trainer's zero may be a hinge loss."""
+        monitor = Monitor([CLASSES["zero_loss"]()])
+        losses = [2.0] * 5 + [0.0] * 5
+        assert not any(monitor.observe(Event(s, 0.0, {"loss": x}, model_info={"trainer": "generic"})) for s, x in enumerate(losses))
+
     def test_one_zero_is_none(self):
         """A single zero, or zeros with losses between, raise nothing."""
         assert play(Monitor([CLASSES["zero_loss"]()]), ([{"loss": 2.0}] * 3 + [{"loss": 0.0}] * 2) * 20) == ([], [])

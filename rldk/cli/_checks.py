@@ -157,7 +157,8 @@ def stray_modules(folder: Path) -> list[Problem]:
                 "critical" if module in ("trackio", "wandb") else "warning", f"stray_{module}",
                 f"{what} is found as the module {module}, and the package {distributions[0]} is not installed: {place}. "
                 f"transformers and TRL take it for the package, and fail on what it lacks",
-                f"rename or remove it, or pip install {distributions[0]}",
+                f"rename or remove it, or pip install {distributions[0]}"
+                f"{'; RLDKCallback and rldk.trackio.install() get a training past it' if module == 'trackio' else ''}",
             ))
         elif spec.origin is not None and Path(spec.origin).resolve().is_relative_to(folder.resolve()) and not _own(installed, spec):
             problems.append(Problem(

@@ -64,7 +64,7 @@ class ZeroLoss(Detector):
         gradient = event.metrics.get("grad_norm")
         if not self._armed or (gradient is not None and 0.0 < gradient < float("inf")):
             return FINE if self._armed else WARMING
-        if gradient is None and event.model_info.get("trainer", "generic") == "generic":
+        if gradient is None and event.model_info.get("trainer") == "generic":
             return FINE  # a loop of one's own, whose hinge or rounded loss may well be zero: transformers logs a norm
         self._zeros += 1
         if self._zeros < self.patience:
@@ -87,5 +87,3 @@ class ZeroLoss(Detector):
         yield Example("converged", learning + [{"loss": 0.0, "grad_norm": 1e-5}] * 20, [])
         yield Example("centred at zero", [{"loss": (-1) ** step * 1e-8, "grad_norm": 1.0} for step in range(9)]
                       + [{"loss": 0.0, "grad_norm": 0.0}] * 9, [])
-        by_hand = [{"loss": 3.0 - 0.1 * step} for step in range(10)]
-        yield Example("a hinge loss, logged by hand", by_hand + [{"loss": 0.0}] * 9, [])
